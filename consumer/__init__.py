@@ -1,0 +1,1 @@
+"""Keeps one row per customer conversation right while users, agents, support and timers write at once."""

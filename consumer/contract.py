@@ -1,0 +1,72 @@
+"""Between the event contract and the lifecycle: contract models to events, and events held against their model."""
+
+from datetime import UTC, datetime
+from typing import Any, assert_never
+
+from pydantic import ValidationError
+
+import schemas
+from consumer.conversation import Author, Event, Intent, ManualClose, Message, Status, Tick
+from consumer.errors import InvalidEventError
+from schemas.cloudevents import check_time
+
+
+def to_event(model: schemas.IncomingEvent) -> Event:
+    """The lifecycle's event of a decoded record."""
+    match model:
+        case schemas.InboundMessage(data=data):
+            return Message(
+                conversation_id=model.subject,
+                source=model.source,
+                event_id=model.id,
+                at=model.time,
+                author=Author(data.author),
+                intent=Intent(data.intent) if data.intent else None,
+            )
+        case schemas.ManualClose(data=close):
+            return ManualClose(
+                conversation_id=model.subject,
+                source=model.source,
+                event_id=model.id,
+                at=model.time,
+                status=Status(close.status),
+                actor=close.actor,
+                reason=close.reason,
+            )
+        case schemas.Tick():
+            return Tick(conversation_id=model.subject, source=model.source, event_id=model.id, at=model.time)
+        case _:
+            assert_never(model)
+
+
+def check(event: Event) -> None:
+    """Raises `InvalidEventError` if the event could not have come over the log either."""
+    try:
+        model = schemas.EVENT_MODELS[f"conversation.{event.kind}.v1"].model_validate(_as_record(event))
+        check_time(model, datetime.now(UTC))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidEventError(f"{event.kind} event, {where}: {first['msg']}") from None
+    except schemas.Invalid as error:
+        raise InvalidEventError(f"{event.kind} event, {error.detail}") from None
+
+
+def _as_record(event: Event) -> dict[str, Any]:
+    envelope = {
+        "specversion": "1.0",
+        "type": f"conversation.{event.kind}.v1",
+        "id": event.event_id,
+        "source": event.source,
+        "subject": event.conversation_id,
+        "time": event.at,
+    }
+    match event:
+        case Message():
+            return envelope | {"data": {"author": event.author, "intent": event.intent}}
+        case ManualClose():
+            return envelope | {"data": {"status": event.status, "actor": event.actor, "reason": event.reason}}
+        case Tick():
+            return envelope
+        case _:
+            assert_never(event)

@@ -1,0 +1,561 @@
+"""The lifecycle of a conversation: what an event does to it. Pure: no clock, no I/O, no await.
+
+A conversation is a sequence of sessions 1, 2, 3, ...; only the last, the *current* one, can be open. `apply` decides one
+event, `fold` a batch of them. Times are aware UTC datetimes: an event's `at` is event time, `now` is the database's clock.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import ClassVar, assert_never
+
+CONSUMER_SOURCE = "consumer"
+"""`source` of the rows an event causes besides its own; reserved, no event may carry it."""
+
+
+class Status(StrEnum):
+    PENDING = "pending"
+    PROGRESS = "progress"
+    IDLE_TIMEOUT = "idle_timeout"
+    EXPIRED = "expired"
+    AGENT_CLOSED = "agent_closed"
+    SUPPORT_CLOSED = "support_closed"
+    USER_CLOSED = "user_closed"
+    FAILED = "failed"
+
+    @property
+    def is_open(self) -> bool:
+        return self in OPEN
+
+
+class Author(StrEnum):
+    USER = "user"
+    AGENT = "agent"
+    SUPPORT = "support"
+    SYSTEM = "system"
+
+
+class Intent(StrEnum):
+    CLOSE = "close"
+
+
+class Kind(StrEnum):
+    """The short event types: values of `conversation_event.type` and of the `type` and `operation` labels."""
+
+    INBOUND_MESSAGE = "inbound-message"
+    MANUAL_CLOSE = "manual-close"
+    TICK = "tick"
+
+
+class Outcome(StrEnum):
+    """What became of an event. The first five leave a history row."""
+
+    APPLIED = "applied"
+    RECLASSIFIED = "reclassified"
+    REINSTATED = "reinstated"
+    LATE = "late"
+    OUTRANKED = "outranked"
+    DUPLICATE = "duplicate"
+    EARLY = "early"
+    NOOP = "noop"
+    UNKNOWN = "unknown"
+    DEAD_LETTER = "dead_letter"
+
+
+OPEN = frozenset({Status.PENDING, Status.PROGRESS, Status.IDLE_TIMEOUT})
+
+RANK = {
+    Status.FAILED: 1,
+    Status.USER_CLOSED: 2,
+    Status.SUPPORT_CLOSED: 3,
+    Status.AGENT_CLOSED: 4,
+    Status.EXPIRED: 5,
+}
+"""Closing priority: a lower number wins."""
+
+CLOSED_BY = {
+    Status.FAILED: "system",
+    Status.USER_CLOSED: "user",
+    Status.SUPPORT_CLOSED: "support",
+    Status.AGENT_CLOSED: "agent",
+    Status.EXPIRED: "timer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long a conversation may wait, and how far apart events may lie and still belong together."""
+
+    pending_ttl: timedelta = timedelta(hours=48)
+    progress_ttl: timedelta = timedelta(hours=24)
+    idle_after: timedelta = timedelta(minutes=15)
+    reclassification_window: timedelta = timedelta(hours=24)
+    follow_up_grace: timedelta = timedelta(minutes=10)
+    goodbye_grace: timedelta = timedelta(seconds=5)
+    clock_tolerance: timedelta = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Somebody wrote. A `user` message with `intent` close is a goodbye; the intent of others is ignored."""
+
+    kind: ClassVar[Kind] = Kind.INBOUND_MESSAGE
+    conversation_id: str
+    source: str
+    event_id: str
+    at: datetime
+    author: Author
+    intent: Intent | None = None
+
+    @property
+    def is_goodbye(self) -> bool:
+        return self.author is Author.USER and self.intent is Intent.CLOSE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManualClose:
+    """Somebody closed the conversation on purpose. `status` is any of `RANK` but `expired`."""
+
+    kind: ClassVar[Kind] = Kind.MANUAL_CLOSE
+    conversation_id: str
+    source: str
+    event_id: str
+    at: datetime
+    status: Status
+    actor: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Deadlines before `at` may take effect."""
+
+    kind: ClassVar[Kind] = Kind.TICK
+    conversation_id: str
+    source: str
+    event_id: str
+    at: datetime
+
+
+Event = Message | ManualClose | Tick
+Closing = Message | ManualClose
+Identity = tuple[str, str]
+"""(`source`, `event_id`): with the conversation id, what deduplication goes by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One stretch of talk, from its first message to its closing."""
+
+    number: int
+    status: Status
+    opened_at: datetime
+    accepted_at: datetime | None = None
+    accepted_by: Author | None = None
+    last_activity_at: datetime
+    last_user_message_at: datetime | None = None
+    last_agent_message_at: datetime | None = None
+    user_messages: int = 0
+    agent_messages: int = 0
+    idle_at: datetime | None = None
+    expires_at: datetime | None = None
+    closed_at: datetime | None = None
+    closed_by: str | None = None
+    close_reason: str | None = None
+    reclassified_at: datetime | None = None
+
+    @property
+    def deadline(self) -> datetime | None:
+        """The next moment at which the timer changes this session; null when closed."""
+        if self.idle_at is not None and self.expires_at is not None:
+            return min(self.idle_at, self.expires_at)
+        return self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation at one version. Never seen: version 0, no sessions.
+
+    `sessions` ascend and end with the current one; older ones are present only where they were loaded.
+    """
+
+    id: str
+    version: int = 0
+    sessions: tuple[Session, ...] = ()
+
+    @property
+    def current(self) -> Session | None:
+        return self.sessions[-1] if self.sessions else None
+
+    def session_at(self, at: datetime) -> Session | None:
+        """The last session opened at or before `at`; older than all, session 1, opened then."""
+        for session in reversed(self.sessions):
+            if session.opened_at <= at:
+                return session
+        return replace(self.sessions[0], opened_at=at) if self.sessions else None
+
+    def status_of(self, number: int) -> Status | None:
+        return next((session.status for session in self.sessions if session.number == number), None)
+
+    def with_session(self, session: Session) -> "Conversation":
+        """The next version: `session` put in its place, or appended as the new current one."""
+        others = (other for other in self.sessions if other.number != session.number)
+        return Conversation(self.id, self.version + 1, tuple(sorted((*others, session), key=lambda s: s.number)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryRow:
+    """One version of a conversation and what made it."""
+
+    conversation_id: str
+    source: str
+    event_id: str
+    session: int
+    version: int
+    kind: Kind
+    occurred_at: datetime
+    outcome: Outcome
+    requested: str | None
+    from_status: Status | None
+    to_status: Status
+    actor: str
+    reason: str | None
+
+    @property
+    def is_transition(self) -> bool:
+        """Whether session or status changed: then it is published."""
+        return self.from_status != self.to_status
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The conversation after an event, the rows that tell how it got there, and the outcome to count."""
+
+    conversation: Conversation
+    rows: tuple[HistoryRow, ...] = ()
+    outcome: Outcome = Outcome.NOOP
+
+    def recorded(self, event: Closing, session: Session, outcome: Outcome) -> "Decision":
+        """Adds the event's own row."""
+        after = self.conversation.with_session(session)
+        row = HistoryRow(
+            conversation_id=after.id,
+            source=event.source,
+            event_id=event.event_id,
+            session=session.number,
+            version=after.version,
+            kind=event.kind,
+            occurred_at=event.at,
+            outcome=outcome,
+            requested=_requested(event),
+            from_status=self.conversation.status_of(session.number),
+            to_status=session.status,
+            actor=event.author if isinstance(event, Message) else event.actor,
+            reason=None if isinstance(event, Message) else event.reason,
+        )
+        return Decision(after, (*self.rows, row), outcome)
+
+    def caused(self, kind: Kind, actor: str, session: Session, at: datetime) -> "Decision":
+        """Adds the row of a transition that the event causes besides its own effect, dated when it takes effect."""
+        after = self.conversation.with_session(session)
+        row = HistoryRow(
+            conversation_id=after.id,
+            source=CONSUMER_SOURCE,
+            event_id=str(after.version),
+            session=session.number,
+            version=after.version,
+            kind=kind,
+            occurred_at=at,
+            outcome=Outcome.APPLIED,
+            requested=None,
+            from_status=self.conversation.status_of(session.number),
+            to_status=session.status,
+            actor=actor,
+            reason=None,
+        )
+        return Decision(after, (*self.rows, row), self.outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a batch of events does to one conversation. `outcomes[i]` belongs to `events[i]`."""
+
+    before: Conversation
+    after: Conversation
+    events: tuple[Event, ...]
+    outcomes: tuple[Outcome, ...]
+    rows: tuple[HistoryRow, ...]
+    clamped: int
+
+
+def fold(
+    conversation: Conversation, events: Sequence[Event], known: Collection[Identity], policy: Policy, now: datetime
+) -> Change:
+    """Applies `events` in order. One whose identity is in `known`, or came before in `events`, touches nothing.
+
+    A tick has no identity: it leaves no row of its own and may be repeated at will.
+    """
+    seen, after = set(known), conversation
+    outcomes: list[Outcome] = []
+    rows: list[HistoryRow] = []
+    clamped = 0
+    for event in events:
+        identity = (event.source, event.event_id)
+        if identity in seen and not isinstance(event, Tick):
+            outcomes.append(Outcome.DUPLICATE)
+            continue
+        decision = apply(after, event, policy, now)
+        clamped += event.at > now + policy.clock_tolerance
+        after = decision.conversation
+        outcomes.append(decision.outcome)
+        rows.extend(decision.rows)
+        if not isinstance(event, Tick):
+            seen.add(identity)
+    return Change(conversation, after, tuple(events), tuple(outcomes), tuple(rows), clamped)
+
+
+def apply(conversation: Conversation, event: Event, policy: Policy, now: datetime) -> Decision:
+    """What `event` does to `conversation`. Never raises on valid input; nothing written means no rows."""
+    match event:
+        case Tick():
+            return _tick(conversation, min(event.at, now), policy)
+        case Message() | ManualClose():
+            event = replace(event, at=min(event.at, now + policy.clock_tolerance))
+            settled = _settle(Decision(conversation), event.at, policy)
+            if isinstance(event, ManualClose) or event.is_goodbye:
+                return _close(settled, event, policy)
+            return _message(settled, event, policy, now)
+        case _:
+            assert_never(event)
+
+
+def deadlines(status: Status, last_activity_at: datetime, policy: Policy) -> tuple[datetime | None, datetime | None]:
+    """(`idle_at`, `expires_at`) of a session in `status`, last active then; null where the timer has nothing to do."""
+    match status:
+        case Status.PENDING:
+            return None, last_activity_at + policy.pending_ttl
+        case Status.PROGRESS:
+            return last_activity_at + policy.idle_after, last_activity_at + policy.progress_ttl
+        case Status.IDLE_TIMEOUT:
+            return None, last_activity_at + policy.progress_ttl
+        case _:
+            return None, None
+
+
+def _tick(conversation: Conversation, as_of: datetime, policy: Policy) -> Decision:
+    if conversation.current is None:
+        return Decision(conversation, outcome=Outcome.UNKNOWN)
+    settled = _settle(Decision(conversation), as_of, policy)
+    if settled.rows:
+        return replace(settled, outcome=Outcome.APPLIED)
+    return replace(settled, outcome=Outcome.EARLY if conversation.current.status.is_open else Outcome.NOOP)
+
+
+def _settle(decision: Decision, as_of: datetime, policy: Policy) -> Decision:
+    """Lets each deadline before `as_of` take effect in order, dated at the deadline: correctness never needs a tick."""
+    session = decision.conversation.current
+    while session is not None and session.deadline is not None and session.deadline < as_of:
+        due, session = session.deadline, _timed_out(session, policy)
+        decision = decision.caused(Kind.TICK, "timer", session, due)
+    return decision
+
+
+def _timed_out(session: Session, policy: Policy) -> Session:
+    if session.deadline == session.idle_at:
+        return _moved(session, Status.IDLE_TIMEOUT, policy)
+    assert session.expires_at is not None
+    reason = "pending_ttl" if session.status is Status.PENDING else "progress_ttl"
+    return _closed(session, Status.EXPIRED, session.expires_at, reason)
+
+
+def _message(decision: Decision, message: Message, policy: Policy, now: datetime) -> Decision:
+    current = decision.conversation.current
+    session = decision.conversation.session_at(message.at)
+    if session is None or current is None:
+        return decision.recorded(message, _opened_by(message, 1, policy), Outcome.APPLIED)
+    if session.number != current.number:
+        return decision.recorded(message, session, Outcome.LATE)
+    if session.status.is_open:
+        return decision.recorded(message, _received(session, message, policy), Outcome.APPLIED)
+    if _opens_the_next(session, message, policy):
+        return decision.recorded(message, _opened_by(message, session.number + 1, policy), Outcome.APPLIED)
+    if _proves_alive(session, message, policy, now):
+        return decision.recorded(message, _received(_reopened(session), message, policy), Outcome.REINSTATED)
+    return decision.recorded(message, session, Outcome.LATE)
+
+
+def _opens_the_next(closed: Session, message: Message, policy: Policy) -> bool:
+    assert closed.closed_at is not None
+    match message.author:
+        case Author.USER:
+            return message.at > closed.closed_at
+        case Author.AGENT | Author.SUPPORT:
+            grace = timedelta(0) if closed.status is Status.EXPIRED else policy.follow_up_grace
+            return message.at > closed.closed_at + grace
+        case Author.SYSTEM:
+            return False
+        case _:
+            assert_never(message.author)
+
+
+def _proves_alive(closed: Session, message: Message, policy: Policy, now: datetime) -> bool:
+    """Automatic closing yields to evidence of activity before it; a human's does not."""
+    assert closed.closed_at is not None
+    return (
+        closed.status is Status.EXPIRED
+        and message.author is not Author.SYSTEM
+        and message.at > closed.last_activity_at
+        and now - closed.closed_at < policy.reclassification_window
+    )
+
+
+def _close(decision: Decision, event: Closing, policy: Policy) -> Decision:
+    """A manual close or a goodbye."""
+    session = decision.conversation.session_at(event.at)
+    if session is None and isinstance(event, ManualClose):
+        return decision.recorded(event, _closed_by(event, _opened(1, event.at, policy)), Outcome.APPLIED)
+    if session is None:
+        session = _opened(1, event.at, policy)
+        decision = decision.caused(event.kind, Author.USER, session, event.at)
+    if session.status.is_open:
+        return _close_open(decision, session, event, policy)
+    return _close_closed(decision, session, event, policy)
+
+
+def _close_open(decision: Decision, session: Session, event: Closing, policy: Policy) -> Decision:
+    """Closes the session; messages the user wrote after `event`, though read before it, stay in an open one."""
+    if isinstance(event, Message):
+        session = _received(session, event, policy)
+    newest = session.last_user_message_at
+    if newest is None or newest <= event.at:
+        return decision.recorded(event, _closed_by(event, session), Outcome.APPLIED)
+    closed = decision.recorded(event, _closed_by(event, _left_behind(session, newest, event.at)), Outcome.APPLIED)
+    return closed.caused(Kind.INBOUND_MESSAGE, Author.USER, _taken_along(session, newest, policy), newest)
+
+
+def _close_closed(decision: Decision, session: Session, event: Closing, policy: Policy) -> Decision:
+    """The closing priority. Rank is judged before lateness; only what is late leaves `closed_at` alone."""
+    assert session.closed_at is not None
+    if isinstance(event, Message) and event.at > session.closed_at + policy.goodbye_grace:
+        return decision.recorded(event, session, Outcome.LATE)
+    outcome, closed_at = Outcome.OUTRANKED, session.closed_at
+    if RANK[_closing_status(event)] < RANK[session.status]:
+        if event.at > closed_at + policy.reclassification_window:
+            return decision.recorded(event, session, Outcome.LATE)
+        outcome = Outcome.RECLASSIFIED
+        session = replace(_closed_by(event, session), reclassified_at=event.at)
+    floor = max(session.opened_at, session.last_user_message_at or session.opened_at)
+    return decision.recorded(event, replace(session, closed_at=max(floor, min(closed_at, event.at))), outcome)
+
+
+def _opened(number: int, at: datetime, policy: Policy) -> Session:
+    """An open session in which nobody has written yet."""
+    blank = Session(number=number, status=Status.PENDING, opened_at=at, last_activity_at=at)
+    return _moved(blank, Status.PENDING, policy)
+
+
+def _opened_by(message: Message, number: int, policy: Policy) -> Session:
+    return _received(_opened(number, message.at, policy), message, policy)
+
+
+def _received(session: Session, message: Message, policy: Policy) -> Session:
+    """The open session after a message: counted, accepted if it is the first answer, renewed if it is news."""
+    at, by_user = message.at, message.author is Author.USER
+    answered = message.author in (Author.AGENT, Author.SUPPORT)
+    accepts = not by_user and session.accepted_at is None
+    is_activity = message.author is not Author.SYSTEM or accepts
+    is_news = is_activity and at > session.last_activity_at
+    resumes = is_news and session.status is Status.IDLE_TIMEOUT
+    if accepts:
+        session = replace(session, accepted_at=at, accepted_by=message.author)
+    counted = replace(
+        session,
+        last_activity_at=at if is_news else session.last_activity_at,
+        last_user_message_at=_later(session.last_user_message_at, at) if by_user else session.last_user_message_at,
+        last_agent_message_at=_later(session.last_agent_message_at, at) if answered else session.last_agent_message_at,
+        user_messages=session.user_messages + by_user,
+        agent_messages=session.agent_messages + answered,
+    )
+    status = Status.PROGRESS if accepts or resumes else session.status
+    return _moved(counted, status, policy) if is_news or status is not session.status else counted
+
+
+def _moved(session: Session, status: Status, policy: Policy) -> Session:
+    """The session in an open `status`, its deadlines renewed."""
+    idle_at, expires_at = deadlines(status, session.last_activity_at, policy)
+    return replace(session, status=status, idle_at=idle_at, expires_at=expires_at)
+
+
+def _closed(session: Session, status: Status, at: datetime, reason: str | None) -> Session:
+    return replace(
+        session,
+        status=status,
+        closed_at=at,
+        closed_by=CLOSED_BY[status],
+        close_reason=reason,
+        idle_at=None,
+        expires_at=None,
+    )
+
+
+def _closed_by(event: Closing, session: Session) -> Session:
+    reason = event.reason if isinstance(event, ManualClose) else None
+    return _closed(session, _closing_status(event), event.at, reason)
+
+
+def _reopened(expired: Session) -> Session:
+    """The session as it was before it expired, but for the deadlines: the message that proves it alive renews them."""
+    status = Status.PENDING if expired.accepted_at is None else Status.PROGRESS
+    return replace(expired, status=status, closed_at=None, closed_by=None, close_reason=None)
+
+
+def _left_behind(session: Session, newest: datetime, at: datetime) -> Session:
+    """The session closed at `at` without the messages that the next session takes along."""
+    users = max(0, session.user_messages - 1)
+    agents = max(0, session.agent_messages - _is_answered(session, newest))
+    accepted = session.accepted_at is not None and session.accepted_at <= at
+    return replace(
+        session,
+        accepted_at=session.accepted_at if accepted else None,
+        accepted_by=session.accepted_by if accepted else None,
+        last_activity_at=min(session.last_activity_at, at),
+        last_user_message_at=min(newest, at) if users else None,
+        last_agent_message_at=min(session.last_agent_message_at or at, at) if agents else None,
+        user_messages=users,
+        agent_messages=agents,
+    )
+
+
+def _taken_along(session: Session, newest: datetime, policy: Policy) -> Session:
+    """The next session, opened by the user's newest message and the answer to it, if there is one."""
+    answer = session.last_agent_message_at if _is_answered(session, newest) else None
+    opened = replace(
+        _opened(session.number + 1, newest, policy),
+        accepted_at=answer,
+        accepted_by=Author.AGENT if answer else None,
+        last_activity_at=answer or newest,
+        last_user_message_at=newest,
+        last_agent_message_at=answer,
+        user_messages=1,
+        agent_messages=1 if answer else 0,
+    )
+    return _moved(opened, Status.PROGRESS if answer else Status.PENDING, policy)
+
+
+def _is_answered(session: Session, newest: datetime) -> bool:
+    return session.last_agent_message_at is not None and session.last_agent_message_at > newest
+
+
+def _closing_status(event: Closing) -> Status:
+    return event.status if isinstance(event, ManualClose) else Status.USER_CLOSED
+
+
+def _requested(event: Closing) -> str:
+    if isinstance(event, ManualClose):
+        return event.status
+    return Intent.CLOSE if event.is_goodbye else event.author
+
+
+def _later(one: datetime | None, other: datetime) -> datetime:
+    return other if one is None else max(one, other)

@@ -1,0 +1,80 @@
+"""Runs one server for as long as its parent lives: `python supervisor.py DIRECTORY UID COMMAND...`.
+
+The parent holds the other end of standard input. At end of file, which even kill -9 of the parent brings about, the
+server's whole process group is killed and DIRECTORY removed. A parent's death signal would not do: it is cleared by a
+change of user and fires when a thread ends. A line on standard input names a signal: the server is ended with it and
+started again. Each start prints the server's process id. A server that ends by itself ends the supervisor, with its
+data left to read.
+
+Standard library only: it runs before anything else is known to work.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+GRACE_SECONDS = 3.0
+
+
+def main(directory: str, uid: str, *command: str) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        server = _start(directory, int(uid), command)
+        print(server.pid, flush=True)
+        order = _next_order(server)
+        if order is None:
+            return server.wait()
+        _end(server, signal.Signals[order] if order else signal.SIGINT)
+        if not order:
+            shutil.rmtree(directory, ignore_errors=True)
+            return 0
+
+
+def _start(directory: str, uid: int, command: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+    as_user = {"user": uid, "group": uid, "extra_groups": []} if uid != os.getuid() else {}
+    with Path(directory, "server.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            start_new_session=True,
+            preexec_fn=_default_signals,
+            **as_user,  # type: ignore[call-overload]
+        )
+
+
+def _default_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _next_order(server: "subprocess.Popen[bytes]") -> str | None:
+    """The name of a signal; empty when the parent is gone; None when the server is."""
+    ended = os.pidfd_open(server.pid)
+    try:
+        readable, _, _ = select.select([sys.stdin.fileno(), ended], [], [])
+    finally:
+        os.close(ended)
+    return None if ended in readable else os.read(sys.stdin.fileno(), 64).decode().strip()
+
+
+def _end(server: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    for attempt in (number, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, attempt)
+            server.wait(GRACE_SECONDS)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

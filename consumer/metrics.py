@@ -1,0 +1,176 @@
+"""Every metric of this service: name, labels, meaning. Counters only, never exported ratios; no ids as labels.
+
+Conflict rate and mean retries are divisions made by Prometheus; the README has both lines.
+"""
+
+from collections.abc import Collection, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from consumer.conversation import Change, Event, Kind, Outcome, Tick
+from schemas import Reason
+
+DIRECT = "direct"
+"""`topic` label of library calls."""
+INVALID = "invalid"
+"""`type` label of records that hold no event."""
+LEAVES_A_ROW = frozenset(
+    {Outcome.APPLIED, Outcome.RECLASSIFIED, Outcome.REINSTATED, Outcome.LATE, Outcome.OUTRANKED},
+)
+ATTEMPT_RESULTS = ("committed", "conflict", "error")
+RETRY_REASONS = ("version", "lock", "deadlock", "serialization", "duplicate")
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+AGE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 3600.0, 86400.0)
+
+
+class Metrics:
+    """The catalogue, on a registry of its own, so that tests and several services in one process stay apart."""
+
+    def __init__(self, topics: Collection[str] = (), registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._traffic(topics)
+        self._conflicts()
+        self._runtime()
+
+    def _traffic(self, topics: Collection[str]) -> None:
+        reg = self.registry
+        self.events = Counter(
+            "conversation_events_total", "Events by outcome.", ["topic", "type", "outcome"], registry=reg
+        )
+        self.event_processing = Histogram(
+            "conversation_event_processing_seconds",
+            "From having the event in hand to its commit.",
+            ["type"],
+            buckets=LATENCY_BUCKETS,
+            registry=reg,
+        )
+        self.event_age = Histogram(
+            "conversation_event_age_seconds", "Event time to commit.", buckets=AGE_BUCKETS, registry=reg
+        )
+        self.dead_letters = Counter(
+            "conversation_dead_letters_total", "Records sent to the dead-letter topic.", ["topic", "reason"], registry=reg
+        )
+        self.transitions = Counter(
+            "conversation_transitions_total", "Status changes written.", ["from_status", "to_status"], registry=reg
+        )
+        self.clock_clamped = Counter(
+            "conversation_clock_clamped_total", "Events dated ahead of the database's clock, clamped.", registry=reg
+        )
+        self.misplaced = Counter(
+            "conversation_misplaced_records_total",
+            "Records not on the partition that murmur2 gives their key.",
+            registry=reg,
+        )
+        for topic in topics:
+            for reason in Reason:
+                self.dead_letters.labels(topic, reason)
+        for topic in (*topics, DIRECT):
+            for kind in Kind:
+                for outcome in set(Outcome) - {Outcome.DEAD_LETTER}:
+                    self.events.labels(topic, kind, outcome)
+
+    def _conflicts(self) -> None:
+        reg = self.registry
+        self.write_attempts = Counter(
+            "conversation_write_attempts_total",
+            "Attempts to write an event that has an effect: committed, or lost to another writer, or failed.",
+            ["operation", "result"],
+            registry=reg,
+        )
+        self.operation_retries = Histogram(
+            "conversation_operation_retries",
+            "Lost races of an event before it was committed.",
+            ["operation"],
+            buckets=(0, 1, 2, 3, 5, 8),
+            registry=reg,
+        )
+        self.retries = Counter(
+            "conversation_retries_total", "Retried writes by cause.", ["operation", "reason"], registry=reg
+        )
+        self.retry_backoff = Counter(
+            "conversation_retry_backoff_seconds_total", "Time spent backing off.", ["operation"], registry=reg
+        )
+        self.lock_escalations = Counter(
+            "conversation_lock_escalations_total", "Conversations locked before reading, after several losses.", registry=reg
+        )
+        for kind in Kind:
+            self.operation_retries.labels(kind)
+            self.retry_backoff.labels(kind)
+            for result in ATTEMPT_RESULTS:
+                self.write_attempts.labels(kind, result)
+            for reason in RETRY_REASONS:
+                self.retries.labels(kind, reason)
+
+    def _runtime(self) -> None:
+        reg = self.registry
+        self.assigned_partitions = Gauge("conversation_assigned_partitions", "Partitions owned.", registry=reg)
+        self.paused_partitions = Gauge("conversation_paused_partitions", "Partitions not being fetched.", registry=reg)
+        self.rebalances = Counter("conversation_rebalances_total", "Group rebalances.", ["phase"], registry=reg)
+        self.offset_commits = Counter(
+            "conversation_offset_commits_total", "Advisory commits to Kafka.", ["result"], registry=reg
+        )
+        self.last_poll = Gauge("conversation_last_poll_timestamp_seconds", "When Kafka was last polled.", registry=reg)
+        self.inflight_events = Gauge("conversation_inflight_events", "Events being applied.", registry=reg)
+        self.batch_events = Histogram(
+            "conversation_batch_events",
+            "Records per batch.",
+            buckets=(1, 2, 5, 10, 50, 100, 500, 1000, 2000, 5000),
+            registry=reg,
+        )
+        self.db_transaction = Histogram(
+            "conversation_db_transaction_seconds",
+            "Database time of a batch.",
+            ["operation"],
+            buckets=LATENCY_BUCKETS,
+            registry=reg,
+        )
+        self.db_pool_connections = Gauge(
+            "conversation_db_pool_connections", "Pool connections.", ["state"], registry=reg
+        )
+        self.event_loop_lag = Gauge(
+            "conversation_event_loop_lag_seconds", "How late the event loop woke a timer.", registry=reg
+        )
+        self.build_info = Gauge("conversation_build_info", "Always 1.", ["version"], registry=reg)
+        for phase in ("assigned", "revoked"):
+            self.rebalances.labels(phase)
+        for result in ("ok", "error"):
+            self.offset_commits.labels(result)
+        for operation in ("load", "save", "locked"):
+            self.db_transaction.labels(operation)
+
+    def attempted(self, changes: Iterable[Change], result: str) -> None:
+        """Counts a write attempt per event with an effect."""
+        for change in changes:
+            for event in effects(change):
+                self.write_attempts.labels(event.kind, result).inc()
+
+    def retried(self, change: Change, reason: str) -> None:
+        for event in effects(change):
+            self.retries.labels(event.kind, reason).inc()
+
+    def committed(self, change: Change, losses: int, topic: str, now: float, seconds: float) -> None:
+        """Counts what became of a conversation's events. `now` is a Unix time, `seconds` the time it took."""
+        for event, outcome in zip(change.events, change.outcomes, strict=True):
+            self.events.labels(topic, event.kind, outcome).inc()
+            self.event_processing.labels(event.kind).observe(seconds)
+            self.event_age.observe(max(0.0, now - event.at.timestamp()))
+        for event in effects(change):
+            self.write_attempts.labels(event.kind, "committed").inc()
+            self.operation_retries.labels(event.kind).observe(losses)
+        for row in change.rows:
+            if row.is_transition:
+                self.transitions.labels(row.from_status or "none", row.to_status).inc()
+        self.clock_clamped.inc(change.clamped)
+
+    def dead_lettered(self, topic: str, kind: str, reason: str) -> None:
+        self.events.labels(topic, kind, Outcome.DEAD_LETTER).inc()
+        self.dead_letters.labels(topic, reason).inc()
+
+
+def effects(change: Change) -> list[Event]:
+    """The events that write something: those that leave a row of their own, and ticks that made a deadline count."""
+    return [
+        event
+        for event, outcome in zip(change.events, change.outcomes, strict=True)
+        if (outcome is Outcome.APPLIED if isinstance(event, Tick) else outcome in LEAVES_A_ROW)
+    ]

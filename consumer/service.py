@@ -1,0 +1,282 @@
+"""The optimistically locked service: loads, decides, saves, and retries what lost its race. The one place that retries.
+
+Programs that share the table with the consumer (an API, a back office) write through `ConversationService.apply`.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from random import Random
+from typing import Protocol
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never, wait_exponential
+from tenacity.stop import stop_base
+
+from consumer.contract import check
+from consumer.conversation import Change, Conversation, Event, Identity, Outcome, Policy, fold
+from consumer.errors import ConcurrencyError, ContentionError, RefusedError, StoreError
+from consumer.metrics import DIRECT, Metrics, effects
+
+Sleep = Callable[[float], Awaitable[None]]
+EventsById = Mapping[str, Sequence[Event]]
+Lost = Mapping[str, str]
+"""Conversation id -> why its write lost: `version` or `lock`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition of the log as a consumer group sees it."""
+
+    group: str
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`next_offset` of `partition` moves from `start` to `end`, in the transaction that writes the last of the batch."""
+
+    partition: Partition
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the store knew when it was asked. A conversation it does not know is absent."""
+
+    now: datetime
+    conversations: Mapping[str, Conversation]
+    known: Mapping[str, frozenset[Identity]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The changes to write, and the `now` they were decided at."""
+
+    now: datetime
+    changes: Sequence[Change]
+
+
+class LockedRows(Protocol):
+    """Conversations read under a row lock: nobody else can win them before the transaction ends."""
+
+    snapshot: Snapshot
+
+    async def save(self, decided: Decided) -> Lost: ...
+
+
+class Store(Protocol):
+    """What the service needs of a database. Every method may raise `StoreError`."""
+
+    async def load(self, events: EventsById) -> Snapshot:
+        """Reads the conversations, *then* which of the events are known, and now; the archive where an event is older."""
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        """Writes, in one transaction, every change whose version still stands; names the others.
+
+        Under the guard of `progress` (`StaleOwnerError`); moves it if nothing was lost. A row lock held by somebody
+        else counts as lost.
+        """
+
+    def locked(self, events: EventsById, progress: Progress | None) -> AbstractAsyncContextManager[LockedRows]:
+        """A transaction that locks the conversations first and reads them second."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Full jitter: each delay is drawn from 0 to a ceiling that doubles from `initial_seconds` to `max_seconds`."""
+
+    attempts: int = 10
+    initial_seconds: float = 0.005
+    max_seconds: float = 0.5
+    lock_after: int = 3
+
+
+class Batch:
+    """Events on their way into the store, in the order of the log. May be resumed: what was written is not pending."""
+
+    def __init__(self, events: Sequence[Event], progress: Progress | None = None, topic: str = DIRECT) -> None:
+        self.events = tuple(events)
+        self.progress = progress
+        self.topic = topic
+        self.outcomes: list[Outcome | None] = [None] * len(self.events)
+        self.losses: Counter[str] = Counter()
+        self.losing: tuple[Change, ...] = ()
+        self.started = time.monotonic()
+
+    def pending(self, part: Sequence[int]) -> dict[str, list[int]]:
+        """Conversation id -> positions among `part` of the events not yet written."""
+        groups: dict[str, list[int]] = {}
+        for position in part:
+            if self.outcomes[position] is None:
+                groups.setdefault(self.events[position].conversation_id, []).append(position)
+        return groups
+
+    @property
+    def refused(self) -> list[int]:
+        """Positions of the events that PostgreSQL will never take."""
+        return [position for position, outcome in enumerate(self.outcomes) if outcome is Outcome.DEAD_LETTER]
+
+
+class ConversationService:
+    """Applies events to conversations that other writers touch at the same time; no update is ever lost."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        policy: Policy | None = None,
+        retry: RetryPolicy | None = None,
+        metrics: Metrics | None = None,
+        writers: int = 8,
+        sleep: Sleep = asyncio.sleep,
+        rng: Random | None = None,
+    ) -> None:
+        """`writers` bounds concurrent writes; give the store a connection pool one larger."""
+        self._store = store
+        self._policy = policy or Policy()
+        self._retry = retry or RetryPolicy()
+        self._metrics = metrics or Metrics()
+        self._writers = asyncio.Semaphore(writers)
+        self._sleep = sleep
+        self._rng = rng or Random()
+        self._ceiling = wait_exponential(multiplier=self._retry.initial_seconds, max=self._retry.max_seconds)
+
+    async def apply(self, events: Sequence[Event]) -> list[Outcome]:
+        """Applies `events` in order and returns their outcomes.
+
+        Events of different conversations do not share a fate: those not named by an error were written. Calling again
+        with the same events is safe.
+
+        Raises:
+            InvalidEventError: an event breaks the contract; nothing was written.
+            ConcurrencyError: other writers kept winning some conversations.
+            RefusedError: PostgreSQL will never take some events.
+            UnavailableError: the database could not be reached; what was written is unknown.
+        """
+        for event in events:
+            check(event)
+        batch = Batch(events)
+        try:
+            await self._run(batch, range(len(events)), stop_after_attempt(self._retry.attempts), self._sleep)
+        except ContentionError as error:
+            raise ConcurrencyError(batch.pending(range(len(events))), self._retry.attempts) from error
+        if batch.refused:
+            refused = [(batch.events[i].source, batch.events[i].event_id) for i in batch.refused]
+            raise RefusedError(f"events that PostgreSQL will never take: {refused}")
+        return [outcome for outcome in batch.outcomes if outcome is not None]
+
+    async def consume(self, batch: Batch, sleep: Sleep) -> None:
+        """Applies a batch of the log and moves its offset, however long other writers keep winning.
+
+        `sleep` may raise to end the backing off. Where `batch.refused` is not empty the offset has not moved: send the
+        dead letters first, then consume an empty batch of the same progress. An error leaves the batch resumable.
+        """
+        await self._run(batch, range(len(batch.events)), stop_never, sleep)
+
+    async def _run(self, batch: Batch, part: Sequence[int], stop: stop_base, sleep: Sleep) -> None:
+        try:
+            await self._win(batch, part, batch.progress, stop, sleep)
+        except RefusedError:
+            await self._isolate(batch, part, stop, sleep)
+
+    async def _isolate(self, batch: Batch, part: Sequence[int], stop: stop_base, sleep: Sleep) -> None:
+        """Bisects until the refused events stand alone, so that they cost their neighbours nothing."""
+        if len(part) == 1:
+            batch.outcomes[part[0]] = Outcome.DEAD_LETTER
+            return
+        held = batch.progress and replace(batch.progress, end=batch.progress.start)
+        middle = len(part) // 2
+        for half in (part[:middle], part[middle:]):
+            try:
+                await self._win(batch, half, held, stop, sleep)
+            except RefusedError:
+                await self._isolate(batch, half, stop, sleep)
+
+    async def _win(
+        self, batch: Batch, part: Sequence[int], progress: Progress | None, stop: stop_base, sleep: Sleep
+    ) -> None:
+        """Attempts until every conversation of the part is written, backing off in between."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(ContentionError),
+            wait=self._full_jitter,
+            stop=stop,
+            sleep=sleep,
+            before_sleep=lambda state: self._count_backoff(batch, state),
+            reraise=True,
+        ):
+            with attempt:
+                await self._attempt(batch, part, progress, attempt.retry_state.attempt_number)
+
+    async def _attempt(self, batch: Batch, part: Sequence[int], progress: Progress | None, number: int) -> None:
+        """One round on fresh state: load, decide, save. Raises `ContentionError` if anything lost its race."""
+        pending = batch.pending(part)
+        events = {key: [batch.events[i] for i in positions] for key, positions in pending.items()}
+        async with self._writers:
+            if number <= self._retry.lock_after:
+                decided = self._decide(await self._store.load(events), events)
+                lost = await self._counted(batch, decided, self._store.save(decided, progress))
+            else:
+                self._metrics.lock_escalations.inc(len(events))
+                async with self._store.locked(events, progress) as rows:
+                    decided = self._decide(rows.snapshot, events)
+                    lost = await self._counted(batch, decided, rows.save(decided))
+        self._settle(batch, pending, decided, lost)
+
+    def _decide(self, snapshot: Snapshot, events: EventsById) -> Decided:
+        changes = [
+            fold(
+                snapshot.conversations.get(key) or Conversation(key),
+                of_one,
+                snapshot.known.get(key, frozenset()),
+                self._policy,
+                snapshot.now,
+            )
+            for key, of_one in events.items()
+        ]
+        return Decided(snapshot.now, changes)
+
+    async def _counted(self, batch: Batch, decided: Decided, saving: Awaitable[Lost]) -> Lost:
+        """A save that fails as a whole is an attempt of each of its events."""
+        try:
+            return await saving
+        except ContentionError as error:
+            self._lose(batch, [(change, error.reason) for change in decided.changes])
+            raise
+        except StoreError:
+            self._metrics.attempted(decided.changes, "error")
+            raise
+
+    def _settle(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:
+        now, seconds = decided.now.timestamp(), time.monotonic() - batch.started
+        for change in decided.changes:
+            key = change.before.id
+            if key not in lost:
+                for position, outcome in zip(pending[key], change.outcomes, strict=True):
+                    batch.outcomes[position] = outcome
+                self._metrics.committed(change, batch.losses[key], batch.topic, now, seconds)
+        if lost:
+            self._lose(batch, [(c, lost[c.before.id]) for c in decided.changes if c.before.id in lost])
+            raise ContentionError(next(iter(lost.values())))
+
+    def _lose(self, batch: Batch, losing: Sequence[tuple[Change, str]]) -> None:
+        for change, reason in losing:
+            self._metrics.attempted([change], "conflict")
+            self._metrics.retried(change, reason)
+        batch.losing = tuple(change for change, _ in losing)
+        batch.losses.update(change.before.id for change in batch.losing)
+
+    def _full_jitter(self, state: RetryCallState) -> float:
+        return self._rng.uniform(0, self._ceiling(state))
+
+    def _count_backoff(self, batch: Batch, state: RetryCallState) -> None:
+        seconds = state.next_action.sleep if state.next_action else 0.0
+        for change in batch.losing:
+            for event in effects(change):
+                self._metrics.retry_backoff.labels(event.kind).inc(seconds)
+
