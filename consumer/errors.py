@@ -6,10 +6,9 @@ ConsumerError
 ├── InvalidEventError        a library caller passed an event the contract forbids
 ├── ConcurrencyError         a library caller's retry budget is used up; nothing of the named conversations was written
 ├── DrainingError            the partition is being given up: stop between transactions, the next owner goes on
-├── DeadLetterError          the dead-letter topic did not take a record: wait, try again, skip nothing
+├── UnavailableError         an outage of database or brokers: pause, try again for as long as it takes, skip nothing
 └── StoreError
     ├── ContentionError      another writer won: back off, decide again on fresh state
-    ├── UnavailableError     an outage: pause, try again for as long as it takes, dead-letter nothing
     ├── RefusedError         PostgreSQL will never take these values: isolate the event, dead-letter it
     └── StaleOwnerError      the stored offset is not ours: re-read it and seek
 """
@@ -48,8 +47,8 @@ class DrainingError(ConsumerError):
     """The partition was revoked or the process is stopping."""
 
 
-class DeadLetterError(ConsumerError):
-    """The dead-letter topic did not acknowledge a record."""
+class UnavailableError(ConsumerError):
+    """The database or the brokers cannot be reached, are shutting down, read-only, or out of resources."""
 
 
 class StoreError(ConsumerError):
@@ -65,10 +64,6 @@ class ContentionError(StoreError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"lost a race: {reason}")
-
-
-class UnavailableError(StoreError):
-    """The database cannot be reached, is shutting down, read-only, or out of resources."""
 
 
 class RefusedError(StoreError):

@@ -3,9 +3,13 @@
 Conflict rate and mean retries are divisions made by Prometheus; the README has both lines.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from consumer.conversation import Change, Event, Kind, Outcome, Tick
 from schemas import Reason
@@ -48,7 +52,10 @@ class Metrics:
             "conversation_event_age_seconds", "Event time to commit.", buckets=AGE_BUCKETS, registry=reg
         )
         self.dead_letters = Counter(
-            "conversation_dead_letters_total", "Records sent to the dead-letter topic.", ["topic", "reason"], registry=reg
+            "conversation_dead_letters_total",
+            "Records sent to the dead-letter topic.",
+            ["topic", "reason"],
+            registry=reg,
         )
         self.transitions = Counter(
             "conversation_transitions_total", "Status changes written.", ["from_status", "to_status"], registry=reg
@@ -91,7 +98,9 @@ class Metrics:
             "conversation_retry_backoff_seconds_total", "Time spent backing off.", ["operation"], registry=reg
         )
         self.lock_escalations = Counter(
-            "conversation_lock_escalations_total", "Conversations locked before reading, after several losses.", registry=reg
+            "conversation_lock_escalations_total",
+            "Conversations locked before reading, after several losses.",
+            registry=reg,
         )
         for kind in Kind:
             self.operation_retries.labels(kind)
@@ -162,9 +171,47 @@ class Metrics:
                 self.transitions.labels(row.from_status or "none", row.to_status).inc()
         self.clock_clamped.inc(change.clamped)
 
+    @contextmanager
+    def inflight(self, events: int) -> Iterator[None]:
+        self.inflight_events.inc(events)
+        try:
+            yield
+        finally:
+            self.inflight_events.dec(events)
+
+    def watch_lag(self, read: Callable[[], Iterable["Lag"]]) -> None:
+        """Has the lag gauges collected at scrape, so that they vanish with the partition."""
+        self.registry.register(_LagCollector(read))
+
     def dead_lettered(self, topic: str, kind: str, reason: str) -> None:
         self.events.labels(topic, kind, Outcome.DEAD_LETTER).inc()
         self.dead_letters.labels(topic, reason).inc()
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a partition is behind: records not yet applied, and the age of the oldest of them."""
+
+    topic: str
+    partition: int
+    records: int
+    seconds: float
+
+
+class _LagCollector(Collector):
+    def __init__(self, read: Callable[[], Iterable[Lag]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["topic", "partition"]
+        records = GaugeMetricFamily("conversation_lag_records", "Records not yet applied.", labels=labels)
+        seconds = GaugeMetricFamily(
+            "conversation_lag_seconds", "Age of the oldest record not yet applied.", labels=labels
+        )
+        for lag in self._read():
+            records.add_metric([lag.topic, str(lag.partition)], lag.records)
+            seconds.add_metric([lag.topic, str(lag.partition)], lag.seconds)
+        return records, seconds
 
 
 def effects(change: Change) -> list[Event]:

@@ -13,12 +13,19 @@ from datetime import datetime
 from random import Random
 from typing import Protocol
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never, wait_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_never,
+    wait_exponential,
+)
 from tenacity.stop import stop_base
 
 from consumer.contract import check
 from consumer.conversation import Change, Conversation, Event, Identity, Outcome, Policy, fold
-from consumer.errors import ConcurrencyError, ContentionError, RefusedError, StoreError
+from consumer.errors import ConcurrencyError, ContentionError, RefusedError, StoreError, UnavailableError
 from consumer.metrics import DIRECT, Metrics, effects
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -38,11 +45,19 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`next_offset` of `partition` moves from `start` to `end`, in the transaction that writes the last of the batch."""
+    """`next_offset` moves from `start` to `end`, in the transaction that writes the last of the batch."""
 
     partition: Partition
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOffset:
+    """Where a partition goes on, and the cluster whose log the offset counts in."""
+
+    cluster_id: str
+    next_offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +86,10 @@ class LockedRows(Protocol):
 
 
 class Store(Protocol):
-    """What the service needs of a database. Every method may raise `StoreError`."""
+    """What the service needs of a database. Every method may raise `StoreError` and `UnavailableError`."""
 
     async def load(self, events: EventsById) -> Snapshot:
-        """Reads the conversations, *then* which of the events are known, and now; the archive where an event is older."""
+        """Reads the conversations, *then* which events are known, and now; the archive where an event is older."""
 
     async def save(self, decided: Decided, progress: Progress | None) -> Lost:
         """Writes, in one transaction, every change whose version still stands; names the others.
@@ -248,7 +263,7 @@ class ConversationService:
         except ContentionError as error:
             self._lose(batch, [(change, error.reason) for change in decided.changes])
             raise
-        except StoreError:
+        except (StoreError, UnavailableError):
             self._metrics.attempted(decided.changes, "error")
             raise
 
@@ -279,4 +294,3 @@ class ConversationService:
         for change in batch.losing:
             for event in effects(change):
                 self._metrics.retry_backoff.labels(event.kind).inc(seconds)
-

@@ -28,7 +28,7 @@ class Reason(StrEnum):
     REFUSED = "refused"
 
 
-class Invalid(Exception):
+class Invalid(Exception):  # noqa: N818 - what a record is, rather than what went wrong
     """The record breaks the contract. `detail` says where and how, and never quotes the body."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -54,7 +54,9 @@ _OWN_WORDS = {
 }
 
 
-def decode(key: bytes | None, value: bytes | None, *, now: datetime, max_bytes: int = DEFAULT_MAX_BYTES) -> IncomingEvent:
+def decode(
+    key: bytes | None, value: bytes | None, *, now: datetime, max_bytes: int = DEFAULT_MAX_BYTES
+) -> IncomingEvent:
     """The event in a record, or `Invalid`. `now` bounds `time` coarsely; any clock will do."""
     size = len(value or b"") + len(key or b"")
     if size > max_bytes:

@@ -43,7 +43,9 @@ class KafkaBroker:
             PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory)
         )
         java = [_java(), *JVM_FLAGS, "-cp", jars]
-        self._server.run([*java, "kafka.tools.StorageTool", "format", "-t", "devstackAAAAAAAAAAAAAA", "-c", str(properties)])
+        self._server.run(
+            [*java, "kafka.tools.StorageTool", "format", "-t", "devstackAAAAAAAAAAAAAA", "-c", str(properties)]
+        )
         self._server.start([*java, "kafka.Kafka", str(properties)], lambda: answers(self.port))
 
     @property

@@ -79,13 +79,15 @@ class Server:
 
     def restart(self, with_signal: signal.Signals, ready: Callable[[], bool], timeout_seconds: float = 60) -> None:
         """Ends the server with a signal, starts it again on its data and waits until `ready`."""
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(f"{with_signal.name}\n".encode())
         self._process.stdin.flush()
         self._await_started(ready, timeout_seconds)
 
     def _await_started(self, ready: Callable[[], bool], timeout_seconds: float) -> None:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         self.pid = int(self._process.stdout.readline())
         deadline = time.monotonic() + timeout_seconds
         while not ready():

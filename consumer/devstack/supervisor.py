@@ -25,7 +25,7 @@ def main(directory: str, uid: str, *command: str) -> int:
         signal.signal(number, signal.SIG_IGN)
     while True:
         server = _start(directory, int(uid), command)
-        print(server.pid, flush=True)
+        print(server.pid, flush=True)  # noqa: T201 - read by the parent
         order = _next_order(server)
         if order is None:
             return server.wait()
@@ -38,16 +38,17 @@ def main(directory: str, uid: str, *command: str) -> int:
 def _start(directory: str, uid: int, command: tuple[str, ...]) -> "subprocess.Popen[bytes]":
     as_user = {"user": uid, "group": uid, "extra_groups": []} if uid != os.getuid() else {}
     with Path(directory, "server.log").open("ab") as log:
-        return subprocess.Popen(
+        server: subprocess.Popen[bytes] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=directory,
             start_new_session=True,
-            preexec_fn=_default_signals,
+            preexec_fn=_default_signals,  # noqa: PLW1509 - this process has one thread
             **as_user,  # type: ignore[call-overload]
         )
+    return server
 
 
 def _default_signals() -> None:

@@ -1,0 +1,5 @@
+"""`python -m consumer` is `conversation-consumer`."""
+
+from consumer.cli import main
+
+main()

@@ -1,0 +1,352 @@
+"""The composition root: settings in, wiring, signals, exit codes. The one place that sees every technology."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from typing import Annotated, Any, TypeVar
+
+import structlog
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from consumer import logs, migrations
+from consumer import settings as configuration
+from consumer.errors import ConfigurationError, ConsumerError
+from consumer.health import Health
+from consumer.http import serve
+from consumer.kafka import AssignedPartition, KafkaProducer, KafkaSource, admin, check_topics
+from consumer.metrics import Metrics
+from consumer.postgres import PostgresStore
+from consumer.service import ConversationService, Partition, RetryPolicy, StoredOffset
+from consumer.settings import Settings
+from consumer.worker import PartitionWorker
+from schemas import Invalid, decode
+
+log = structlog.get_logger(__name__)
+out = Console(width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Keeps customer conversations right while many writers touch them at once.",
+)
+migrate_app = typer.Typer(invoke_without_command=True, help="The database's schema: `up` (default), `status`, `sql`.")
+conversation_app = typer.Typer(no_args_is_help=True, help="One conversation, as the database has it.")
+offsets_app = typer.Typer(no_args_is_help=True, help="Where the partitions go on, as the database has it.")
+app.add_typer(migrate_app, name="migrate")
+app.add_typer(conversation_app, name="conversation")
+app.add_typer(offsets_app, name="offsets")
+
+T = TypeVar("T")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 held wrong (usage, settings, topics, schema)."""
+    try:
+        app()
+    except ConfigurationError as error:
+        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except ConsumerError as error:
+        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def run() -> None:
+    """Consume: apply events until SIGTERM or SIGINT. A second signal ends at once; nothing is lost by it."""
+    settings = configuration.load()
+    logs.configure(settings.log)
+    asyncio.run(consume(settings))
+
+
+async def consume(settings: Settings) -> None:
+    """One replica, from its checks to its last commit."""
+    metrics, health = Metrics(settings.kafka.topics), Health()
+    metrics.build_info.labels(version("conversation-consumer")).set(1)
+    max_record_bytes = await check_topics(settings.kafka)
+    async with (
+        PostgresStore.open(settings.database, metrics) as store,
+        KafkaProducer.open(settings.kafka, max_record_bytes) as dead_letters,
+    ):
+        await check_schema(store)
+        service = ConversationService(
+            store,
+            policy=settings.policy.policy,
+            retry=RetryPolicy(**settings.retry.model_dump()),
+            metrics=metrics,
+            writers=settings.database.writers,
+        )
+
+        def run_worker(partition: AssignedPartition) -> Awaitable[None]:
+            return PartitionWorker(
+                partition, service, store, dead_letters, settings=settings.worker, metrics=metrics, health=health
+            ).run()
+
+        source = KafkaSource(settings.kafka, settings.worker, metrics, health, run_worker)
+        async with serve(settings.http, metrics, health, store.answers) as port:
+            stop_on_signals(source.stop)
+            watch = asyncio.create_task(watch_event_loop(metrics))
+            log.info("started", http_port=port, topics=settings.kafka.topics, group=settings.kafka.group_id)
+            await source.run()
+            watch.cancel()
+    log.info("stopped")
+
+
+async def check_schema(store: PostgresStore) -> None:
+    """Raises `ConfigurationError` if this build cannot run on the database's schema."""
+    revision = await store.schema_revision()
+    if revision is None or revision < migrations.REQUIRED_REVISION:
+        raise ConfigurationError(
+            f"the database's schema is at {revision or 'nothing'}, this build needs "
+            f"{migrations.REQUIRED_REVISION}: run `conversation-consumer migrate`"
+        )
+
+
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    def on_signal() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, os._exit, 1)
+        stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+
+
+async def watch_event_loop(metrics: Metrics) -> None:
+    while True:
+        due = time.monotonic() + 1
+        await asyncio.sleep(1)
+        metrics.event_loop_lag.set(time.monotonic() - due)
+
+
+@migrate_app.callback()
+def migrate(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        migrate_up()
+
+
+@migrate_app.command("up")
+def migrate_up() -> None:
+    """Bring the database to the newest schema."""
+    migrations.upgrade(configuration.load().database.url.get_secret_value())
+    out.print(f"schema at {migrations.head()}")
+
+
+@migrate_app.command("status")
+def migrate_status() -> None:
+    """Print the schema the database has, and the one this build ships."""
+    revision = with_store(PostgresStore.schema_revision)
+    out.print(
+        f"database {revision or 'nothing'}, this build {migrations.head()}, needed {migrations.REQUIRED_REVISION}"
+    )
+
+
+@migrate_app.command("sql")
+def migrate_sql() -> None:
+    """Print the statements, for an administrator to run."""
+    typer.echo(migrations.upgrade_sql())
+
+
+@app.command()
+def topics(
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the input topics.")] = 12,
+    replication: Annotated[int, typer.Option(min=1, help="Replicas of each topic.")] = 1,
+) -> None:
+    """Create the topics that are missing."""
+    settings = configuration.load().kafka
+    wanted: list[tuple[str, int, dict[str, str]]] = [(topic, partitions, {}) for topic in settings.topics]
+    wanted.append((settings.dead_letter_topic, 1, {"max.message.bytes": str(2 * 2**20), "retention.ms": "-1"}))
+    wanted.append((settings.transition_topic, partitions, {}))
+
+    async def create() -> None:
+        async with admin(settings) as client:
+            for topic, count, configs in wanted:
+                created = await client.create(topic, count, replication, configs)
+                out.print(f"{topic}: {'created' if created else 'was there'}", highlight=False)
+
+    asyncio.run(create())
+
+
+@app.command()
+def publish(
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="One CloudEvent a line; `-` reads standard input.")],
+    topic: Annotated[str | None, typer.Option(help="Default: the first input topic.")] = None,
+) -> None:
+    """Publish events. A line that is no valid event is reported and left out; the others are sent."""
+    settings = configuration.load().kafka
+    wrong: list[str] = []
+
+    async def send() -> int:
+        with Progress(
+            TextColumn("published"), MofNCompleteColumn(), Rate(), TimeElapsedColumn(), console=err
+        ) as progress:
+            task = progress.add_task("publish", total=None)
+            async with KafkaProducer.open(settings) as producer:
+                for chunk in chunks(records_of(file, wrong), 1000):
+                    await producer.publish(topic or settings.topics[0], chunk)
+                    progress.advance(task, len(chunk))
+            return int(progress.tasks[0].completed)
+
+    sent = asyncio.run(send())
+    for line in wrong:
+        err.print(f"[red]{line}[/]", highlight=False, soft_wrap=True)
+    out.print(f"{sent} published, {len(wrong)} rejected")
+    raise typer.Exit(1 if wrong else 0)
+
+
+class Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f}/s")
+
+
+def records_of(lines: Iterable[bytes], wrong: list[str]) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) of each valid line; what is wrong with the others goes to `wrong`."""
+    for number, line in enumerate(map(bytes.strip, lines), start=1):
+        if not line:
+            continue
+        try:
+            key = str(json.loads(line)["subject"]).encode()
+            decode(key, line, now=datetime.now(UTC))
+        except Invalid as invalid:
+            wrong.append(f"line {number}: {invalid}")
+        except (ValueError, LookupError, TypeError):
+            wrong.append(f"line {number}: not a JSON object with a subject")
+        else:
+            yield key, line
+
+
+@conversation_app.command("show")
+def conversation_show(conversation_id: str, as_json: AsJson = False) -> None:
+    """Its sessions: what each is, since when, and who closed it."""
+    sessions, revision = with_store(lambda store: store.conversation(conversation_id))
+    if not sessions:
+        raise ConsumerError(f"no conversation {conversation_id!r}")
+    if as_json:
+        typer.echo(
+            json.dumps({"version": revision, "sessions": [asdict(session) for session in sessions]}, default=str)
+        )
+        return
+    headings = ("session", "status", "opened", "last activity", "user", "agent", "deadline", "closed", "by", "reason")
+    rows = [
+        (
+            *(session.number, session.status, moment(session.opened_at), moment(session.last_activity_at)),
+            *(session.user_messages, session.agent_messages, moment(session.deadline)),
+            *(moment(session.closed_at), session.closed_by, session.close_reason),
+        )
+        for session in sessions
+    ]
+    print_table(f"{conversation_id}, version {revision}", headings, rows)
+
+
+@conversation_app.command("history")
+def conversation_history(conversation_id: str, as_json: AsJson = False) -> None:
+    """Every event it ever took, in order: why it is what it is."""
+    rows = with_store(lambda store: store.history(conversation_id))
+    if not rows:
+        raise ConsumerError(f"no conversation {conversation_id!r}")
+    if as_json:
+        for row, recorded_at in rows:
+            typer.echo(json.dumps(asdict(row) | {"recorded_at": recorded_at}, default=str))
+        return
+    headings = ("version", "session", "occurred", "event", "by", "outcome", "status", "reason", "source", "id")
+    print_table(
+        conversation_id,
+        headings,
+        [
+            (
+                *(row.version, row.session, moment(row.occurred_at), f"{row.kind} {row.requested or ''}", row.actor),
+                *(row.outcome, f"{row.from_status or '-'} -> {row.to_status}" if row.is_transition else row.to_status),
+                *(row.reason, row.source, row.event_id),
+            )
+            for row, _ in rows
+        ],
+    )
+
+
+@offsets_app.command("show")
+def offsets_show() -> None:
+    """Print where each partition goes on."""
+    rows = [
+        (partition.group, partition.topic, partition.number, offset.next_offset, offset.cluster_id)
+        for partition, offset in with_store(PostgresStore.stored_offsets)
+    ]
+    print_table(None, ("group", "topic", "partition", "next offset", "cluster"), rows)
+
+
+@offsets_app.command("set")
+def offsets_set(
+    topic: str,
+    partition: int,
+    offset: Annotated[int, typer.Argument(min=0)],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would be done.")] = False,
+) -> None:
+    """Have a partition go on elsewhere, in the cluster that the brokers are now. Records in between are skipped or seen again."""
+    settings = configuration.load()
+    place = Partition(settings.kafka.group_id, topic, partition)
+
+    async def move() -> None:
+        async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:
+            if partition not in range((await client.topics()).get(topic, 0)):
+                raise ConfigurationError(f"there is no {topic}[{partition}]")
+            before = await store.stored_offset(place)
+            out.print(
+                f"{topic}[{partition}]: {before.next_offset if before else 'nothing'} -> {offset}", highlight=False
+            )
+            if yes:
+                await store.set_offset(place, StoredOffset(await client.cluster_id(), offset))
+            else:
+                out.print("nothing done: add --yes")
+
+    asyncio.run(move())
+
+
+@app.command()
+def config() -> None:
+    """List every setting: its variable, its default, and what it does."""
+    print_table(None, ("variable", "default", "meaning"), configuration.variables())
+
+
+def with_store(action: Callable[[PostgresStore], Coroutine[Any, Any, T]]) -> T:
+    """Runs a query on the configured database."""
+
+    async def work() -> T:
+        async with PostgresStore.open(configuration.load().database) as store:
+            return await action(store)
+
+    return asyncio.run(work())
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def print_table(title: str | None, headings: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Cells are folded, never cut: an id that is cut is of no use."""
+    table = Table(title=title, box=box.SIMPLE)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    out.print(table, highlight=False)
+
+
+def moment(at: datetime | None) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if at else ""

@@ -1,0 +1,521 @@
+"""PostgreSQL: the tables, the store and the stored offsets. The only SQL; driver errors are classified here, once.
+
+Rows travel as arrays: one statement per table and batch, whatever the number of conversations.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import fields
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from consumer.conversation import Author, Change, Conversation, Event, HistoryRow, Kind, Outcome, Session, Status, Tick
+from consumer.errors import ConsumerError, ContentionError, RefusedError, StaleOwnerError, UnavailableError
+from consumer.metrics import Metrics
+from consumer.service import Decided, EventsById, Lost, Partition, Progress, Snapshot, StoredOffset
+from consumer.settings import DatabaseSettings
+
+metadata = sa.MetaData()
+_ID = sa.Text(collation="C")
+_TIME = sa.DateTime(timezone=True)
+
+
+def _session_columns() -> list[sa.Column[Any]]:
+    """The columns that `conversation` and its archive share: the fields of `Session`, in their order."""
+    return [
+        sa.Column("session", sa.Integer, nullable=False),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("opened_at", _TIME, nullable=False),
+        sa.Column("accepted_at", _TIME),
+        sa.Column("accepted_by", sa.Text),
+        sa.Column("last_activity_at", _TIME, nullable=False),
+        sa.Column("last_user_message_at", _TIME),
+        sa.Column("last_agent_message_at", _TIME),
+        sa.Column("user_messages", sa.Integer, nullable=False),
+        sa.Column("agent_messages", sa.Integer, nullable=False),
+        sa.Column("idle_at", _TIME),
+        sa.Column("expires_at", _TIME),
+        sa.Column("closed_at", _TIME),
+        sa.Column("closed_by", sa.Text),
+        sa.Column("close_reason", sa.Text),
+        sa.Column("reclassified_at", _TIME),
+    ]
+
+
+conversation = sa.Table(
+    "conversation",
+    metadata,
+    sa.Column("conversation_id", _ID, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    *_session_columns(),
+    sa.Column("wake_at", _TIME),
+    sa.CheckConstraint("(closed_at IS NULL) = (expires_at IS NOT NULL)", name="conversation_open_or_closed"),
+)
+sa.Index("conversation_wake_at", conversation.c.wake_at, postgresql_where=conversation.c.wake_at.is_not(None))
+
+conversation_session_archive = sa.Table(
+    "conversation_session_archive",
+    metadata,
+    sa.Column("conversation_id", _ID),
+    *_session_columns(),
+    sa.PrimaryKeyConstraint("conversation_id", "session"),
+)
+
+conversation_event = sa.Table(
+    "conversation_event",
+    metadata,
+    sa.Column("conversation_id", _ID),
+    sa.Column("source", _ID),
+    sa.Column("event_id", _ID),
+    sa.Column("session", sa.Integer, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("occurred_at", _TIME, nullable=False),
+    sa.Column("recorded_at", _TIME, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("requested", sa.Text),
+    sa.Column("from_status", sa.Text),
+    sa.Column("to_status", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.PrimaryKeyConstraint("conversation_id", "source", "event_id"),
+)
+
+transition_outbox = sa.Table(
+    "transition_outbox",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("conversation_id", _ID, nullable=False),
+    sa.Column("session", sa.Integer, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("from_status", sa.Text),
+    sa.Column("to_status", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("occurred_at", _TIME, nullable=False),
+)
+
+kafka_offset = sa.Table(
+    "kafka_offset",
+    metadata,
+    sa.Column("consumer_group", _ID),
+    sa.Column("topic", _ID),
+    sa.Column("partition", sa.Integer),
+    sa.Column("cluster_id", sa.Text, nullable=False),
+    sa.Column("next_offset", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("consumer_group", "topic", "partition"),
+)
+
+_SESSION_FIELDS = tuple(field.name for field in fields(Session))
+_SESSION_COLUMNS = tuple(column.name for column in _session_columns())
+_HISTORY_COLUMNS = tuple(column.name for column in conversation_event.c)
+_session_values = attrgetter(*_SESSION_FIELDS)
+_SESSION_LIST = ", ".join(_SESSION_COLUMNS)
+
+
+def _unnest(columns: Iterable[sa.Column[Any]], *, extra: str = "") -> str:
+    """`unnest($1::text[], ...) AS n (...)`: rows of `columns` as arrays, first the bigint column `extra`, if named."""
+    typed = [(extra, "bigint")] if extra else []
+    typed += [
+        (column.name, "text" if isinstance(column.type, sa.Text) else str(column.type.compile(_DIALECT)))
+        for column in columns
+    ]
+    arrays = ", ".join(f"${number}::{kind}[]" for number, (_, kind) in enumerate(typed, start=1))
+    return f"unnest({arrays}) AS n ({', '.join(name for name, _ in typed)})"
+
+
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+_CONVERSATION_ROW = [column for column in conversation.c if column.name != "wake_at"]
+_OUTBOX_ROW = [column for column in transition_outbox.c if column.name != "id"]
+
+_LOAD = f"SELECT conversation_id, version, {_SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
+_LOAD_ARCHIVE = f"""
+    SELECT conversation_id, {_SESSION_LIST} FROM conversation_session_archive
+    WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
+_KNOWN_AND_NOW = """
+    SELECT clock_timestamp(), e.conversation_id, e.source, e.event_id
+    FROM (VALUES (1)) AS once (row) LEFT JOIN (
+        unnest($1::text[], $2::text[], $3::text[]) AS k (conversation_id, source, event_id)
+        JOIN conversation_event AS e USING (conversation_id, source, event_id)
+    ) ON true"""
+_LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
+_UPDATE = f"""
+    UPDATE conversation AS c SET version = n.version, {", ".join(f"{name} = n.{name}" for name in _SESSION_COLUMNS)},
+        wake_at = CASE WHEN n.expires_at IS NOT NULL THEN LEAST(c.wake_at, n.idle_at, n.expires_at) END
+    FROM {_unnest(_CONVERSATION_ROW, extra="loaded")}
+    WHERE c.conversation_id = n.conversation_id AND c.version = n.loaded
+    RETURNING c.conversation_id"""
+_INSERT = f"""
+    INSERT INTO conversation (conversation_id, version, {_SESSION_LIST}, wake_at)
+    SELECT n.*, LEAST(n.idle_at, n.expires_at) FROM {_unnest(_CONVERSATION_ROW)}
+    ON CONFLICT DO NOTHING RETURNING conversation_id"""
+_ARCHIVE = f"""
+    INSERT INTO conversation_session_archive (conversation_id, {_SESSION_LIST})
+    SELECT * FROM {_unnest(conversation_session_archive.c)}
+    ON CONFLICT (conversation_id, session) DO UPDATE SET
+        {", ".join(f"{name} = excluded.{name}" for name in _SESSION_COLUMNS if name != "session")}"""
+_HISTORY = f"""
+    INSERT INTO conversation_event ({", ".join(_HISTORY_COLUMNS)})
+    SELECT * FROM {_unnest(conversation_event.c)}"""
+_OUTBOX = f"""
+    INSERT INTO transition_outbox ({", ".join(column.name for column in _OUTBOX_ROW)})
+    SELECT * FROM {_unnest(_OUTBOX_ROW)}"""
+_OF_PARTITION = "consumer_group = $1 AND topic = $2 AND partition = $3"
+_GUARD = f"SELECT 1 FROM kafka_offset WHERE {_OF_PARTITION} AND next_offset = $4 FOR NO KEY UPDATE"
+_ADVANCE = f"UPDATE kafka_offset SET next_offset = $4 WHERE {_OF_PARTITION}"
+_STORED_OFFSET = f"SELECT cluster_id, next_offset FROM kafka_offset WHERE {_OF_PARTITION}"
+_CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
+_SET_OFFSET = """
+    INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5"""
+
+
+class PostgresStore:
+    """The store of the service and of the workers' offsets."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics | None = None) -> None:
+        self._engine = engine
+        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._metrics = metrics or Metrics()
+        pool = engine.pool
+        assert isinstance(pool, sa.QueuePool)
+        self._metrics.db_pool_connections.labels("in_use").set_function(pool.checkedout)
+        self._metrics.db_pool_connections.labels("idle").set_function(pool.checkedin)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: DatabaseSettings, metrics: Metrics | None = None) -> AsyncIterator["PostgresStore"]:
+        """A store with a pool of its own, closed at the end. Nothing is connected until it is used."""
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: asyncpg.connect(**_connect_arguments(settings)),
+            pool_size=settings.writers + 1,
+            max_overflow=0,
+            pool_timeout=settings.command_timeout_seconds,
+        )
+        try:
+            yield cls(engine, metrics)
+        finally:
+            await engine.dispose()
+
+    async def load(self, events: EventsById) -> Snapshot:
+        async with self._measured("load"), self._reading.connect() as connection:
+            return await _load(connection, events)
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        try:
+            async with self._transaction("save", progress) as connection:
+                return await _save(connection, decided, progress)
+        except ContentionError as error:
+            if error.reason != "lock":
+                raise
+        async with self._transaction("save", progress) as connection:
+            return await _save_unlocked(connection, decided, progress)
+
+    @asynccontextmanager
+    async def locked(self, events: EventsById, progress: Progress | None) -> AsyncIterator["PostgresLockedRows"]:
+        async with self._transaction("locked", progress) as connection:
+            await _execute(connection, _LOCK, list(events))
+            yield PostgresLockedRows(connection, await _load(connection, events), progress)
+
+    async def stored_offset(self, partition: Partition) -> StoredOffset | None:
+        async with self._measured("load"), self._reading.connect() as connection:
+            rows = await _execute(connection, _STORED_OFFSET, *_key(partition))
+        return StoredOffset(*rows[0]) if rows else None
+
+    async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
+        """Makes the row at a partition's first assignment; one that is there stays as it is."""
+        async with self._transaction("save", None) as connection:
+            await _execute(connection, _CREATE_OFFSET, *_key(partition), offset.cluster_id, offset.next_offset)
+
+    async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
+        """All of them, by group, topic and partition."""
+        sql = "SELECT consumer_group, topic, partition, cluster_id, next_offset FROM kafka_offset ORDER BY 1, 2, 3"
+        async with self._measured("load"), self._reading.connect() as connection:
+            return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await _execute(connection, sql)]
+
+    async def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
+        """An operator's decision: where the partition goes on, whatever was stored."""
+        async with self._transaction("save", None) as connection:
+            await _execute(connection, _SET_OFFSET, *_key(partition), offset.cluster_id, offset.next_offset)
+
+    async def answers(self) -> bool:
+        """Whether the database can be reached now."""
+        try:
+            async with self._measured("load"), self._reading.connect() as connection:
+                await _execute(connection, "SELECT 1")
+        except UnavailableError:
+            return False
+        return True
+
+    async def schema_revision(self) -> str | None:
+        """The newest migration applied; null on a database without any."""
+        async with self._measured("load"), self._reading.connect() as connection:
+            if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
+                return None
+            return str((await _execute(connection, "SELECT version_num FROM alembic_version"))[0][0])
+
+    async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
+        """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""
+        async with self._measured("load"), self._reading.connect() as connection:
+            archived = await _execute(connection, _LOAD_ARCHIVE, [conversation_id])
+            current = await _execute(connection, _LOAD, [conversation_id])
+        sessions = [_session(row[1:]) for row in archived] + [_session(row[2:]) for row in current]
+        return sessions, current[0][1] if current else 0
+
+    async def history(self, conversation_id: str) -> list[tuple[HistoryRow, datetime]]:
+        """The rows of a conversation with the time they were decided, by version."""
+        sql = (
+            f"SELECT {', '.join(_HISTORY_COLUMNS)} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
+        )
+        async with self._measured("load"), self._reading.connect() as connection:
+            return [_history_row(row) for row in await _execute(connection, sql, conversation_id)]
+
+    @asynccontextmanager
+    async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[AsyncConnection]:
+        """A transaction under the guard of `progress`. It is never cancelled: workers stop between batches."""
+        async with self._measured(operation), self._engine.begin() as connection:
+            if progress is not None:
+                await _guard(connection, progress)
+            yield connection
+
+    @asynccontextmanager
+    async def _measured(self, operation: str) -> AsyncIterator[None]:
+        started = time.perf_counter()
+        try:
+            with _classified():
+                yield
+        except UnavailableError:
+            await self._engine.dispose()
+            raise
+        finally:
+            self._metrics.db_transaction.labels(operation).observe(time.perf_counter() - started)
+
+
+class PostgresLockedRows:
+    """See `service.LockedRows`."""
+
+    def __init__(self, connection: AsyncConnection, snapshot: Snapshot, progress: Progress | None) -> None:
+        self.snapshot = snapshot
+        self._connection = connection
+        self._progress = progress
+
+    async def save(self, decided: Decided) -> Lost:
+        with _classified():
+            return await _save(self._connection, decided, self._progress)
+
+
+async def _execute(connection: AsyncConnection, sql: str, *arguments: Any) -> Sequence[Any]:
+    result = await connection.exec_driver_sql(sql, arguments)
+    return result.all() if result.returns_rows else ()
+
+
+async def _guard(connection: AsyncConnection, progress: Progress) -> None:
+    """Holds the partition's offset row. Another owner still holding it is an outage: it will be timed out."""
+    try:
+        with _classified():
+            held = await _execute(connection, _GUARD, *_key(progress.partition), progress.start)
+    except ContentionError as error:
+        raise UnavailableError("another owner holds the partition's offset row") from error
+    if not held:
+        raise StaleOwnerError(
+            f"{progress.partition.topic}[{progress.partition.number}] is no longer at {progress.start}"
+        )
+
+
+async def _load(connection: AsyncConnection, events: EventsById) -> Snapshot:
+    """Rows before ids: a version that still stands at the save proves that the known ids are complete."""
+    rows = await _execute(connection, _LOAD, list(events))
+    found = {row[0]: Conversation(row[0], row[1], (_session(row[2:]),)) for row in rows}
+    wanted = [
+        (e.conversation_id, e.source, e.event_id) for key in found for e in events[key] if not isinstance(e, Tick)
+    ]
+    answer = await _execute(connection, _KNOWN_AND_NOW, *_columns(wanted, 3))
+    known: dict[str, set[tuple[str, str]]] = {}
+    for _, key, source, event_id in answer:
+        if key is not None:
+            known.setdefault(key, set()).add((source, event_id))
+    now: datetime = answer[0][0]
+    older = [key for key, known_as in found.items() if _needs_archive(known_as, events[key], now)]
+    for row in await _execute(connection, _LOAD_ARCHIVE, older) if older else ():
+        *archived, current = found[row[0]].sessions
+        found[row[0]] = Conversation(row[0], found[row[0]].version, (*archived, _session(row[1:]), current))
+    return Snapshot(now, found, {key: frozenset(ids) for key, ids in known.items()})
+
+
+def _needs_archive(conversation: Conversation, events: Iterable[Event], now: datetime) -> bool:
+    """Whether an event may belong to an older session, as any may after the database's clock ran back."""
+    current = conversation.sessions[-1]
+    return current.number > 1 and (current.opened_at > now or any(event.at < current.opened_at for event in events))
+
+
+async def _save(connection: AsyncConnection, decided: Decided, progress: Progress | None) -> Lost:
+    changes = _writing(decided)
+    won = await _update(connection, changes) | await _insert(connection, [c for c in changes if c.before.version == 0])
+    await _follow(connection, [change for change in changes if change.after.id in won], decided.now)
+    lost = {change.after.id: "version" for change in changes if change.after.id not in won}
+    await _advance(connection, progress, lost)
+    return lost
+
+
+async def _save_unlocked(connection: AsyncConnection, decided: Decided, progress: Progress | None) -> Lost:
+    """As `_save`, but a row that somebody holds is lost at once instead of waited for."""
+    changes = _writing(decided)
+    free = {row[0] for row in await _execute(connection, f"{_LOCK} SKIP LOCKED", [c.after.id for c in changes])}
+    won = await _update(connection, [change for change in changes if change.after.id in free])
+    won |= await _insert_unblocked(connection, [change for change in changes if change.before.version == 0])
+    await _follow(connection, [change for change in changes if change.after.id in won], decided.now)
+    lost = {c.after.id: "version" if c.after.id in free else "lock" for c in changes if c.after.id not in won}
+    await _advance(connection, progress, lost)
+    return lost
+
+
+def _writing(decided: Decided) -> list[Change]:
+    """The changes that write, in the order in which every writer locks rows."""
+    return sorted((change for change in decided.changes if change.rows), key=lambda change: change.after.id)
+
+
+async def _update(connection: AsyncConnection, changes: Iterable[Change]) -> set[str]:
+    rows = [
+        (c.before.version, c.after.id, c.after.version, *_session_values(c.after.sessions[-1]))
+        for c in changes
+        if c.before.version
+    ]
+    return {row[0] for row in await _execute(connection, _UPDATE, *_columns(rows))} if rows else set()
+
+
+async def _insert(connection: AsyncConnection, changes: Sequence[Change]) -> set[str]:
+    rows = [(c.after.id, c.after.version, *_session_values(c.after.sessions[-1])) for c in changes]
+    return {row[0] for row in await _execute(connection, _INSERT, *_columns(rows))} if rows else set()
+
+
+async def _insert_unblocked(connection: AsyncConnection, changes: Sequence[Change]) -> set[str]:
+    """Bisects until the inserts that wait for somebody's uncommitted row stand alone; those are not won."""
+    try:
+        with _classified():
+            async with connection.begin_nested():
+                return await _insert(connection, changes)
+    except ContentionError:
+        if len(changes) == 1:
+            return set()
+    middle = len(changes) // 2
+    left = await _insert_unblocked(connection, changes[:middle])
+    return left | await _insert_unblocked(connection, changes[middle:])
+
+
+async def _follow(connection: AsyncConnection, won: Sequence[Change], now: datetime) -> None:
+    """What goes with the winners' rows: archived sessions, history, outbox."""
+    if archived := [(change.after.id, *_session_values(session)) for change in won for session in _superseded(change)]:
+        await _execute(connection, _ARCHIVE, *_columns(archived))
+    history = [row for change in won for row in change.rows]
+    if history:
+        await _execute(connection, _HISTORY, *_columns([_history_values(row, now) for row in history]))
+    if transitions := [_transition_values(row) for row in history if row.is_transition]:
+        await _execute(connection, _OUTBOX, *_columns(transitions))
+
+
+async def _advance(connection: AsyncConnection, progress: Progress | None, lost: Lost) -> None:
+    if progress is not None and not lost and progress.end != progress.start:
+        await _execute(connection, _ADVANCE, *_key(progress.partition), progress.end)
+
+
+def _superseded(change: Change) -> list[Session]:
+    """The sessions that are not current and not in the archive as they are now."""
+    archived = change.before.sessions[:-1]
+    return [session for session in change.after.sessions[:-1] if session not in archived]
+
+
+def _columns(rows: Sequence[Sequence[Any]], width: int = 0) -> Sequence[Sequence[Any]]:
+    return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _key(partition: Partition) -> tuple[str, str, int]:
+    return partition.group, partition.topic, partition.number
+
+
+def _session(values: Sequence[Any]) -> Session:
+    session = dict(zip(_SESSION_FIELDS, values, strict=True))
+    session["status"] = Status(session["status"])
+    session["accepted_by"] = session["accepted_by"] and Author(session["accepted_by"])
+    return Session(**session)
+
+
+def _history_values(row: HistoryRow, recorded_at: datetime) -> tuple[Any, ...]:
+    return (
+        *(row.conversation_id, row.source, row.event_id, row.session, row.version, row.kind, row.occurred_at),
+        *(recorded_at, row.outcome, row.requested, row.from_status, row.to_status, row.actor, row.reason),
+    )
+
+
+def _history_row(values: Sequence[Any]) -> tuple[HistoryRow, datetime]:
+    stored = dict(zip(_HISTORY_COLUMNS, values, strict=True))
+    recorded_at: datetime = stored.pop("recorded_at")
+    stored["kind"] = Kind(stored.pop("type"))
+    stored["outcome"] = Outcome(stored["outcome"])
+    stored["from_status"] = stored["from_status"] and Status(stored["from_status"])
+    stored["to_status"] = Status(stored["to_status"])
+    return HistoryRow(**stored), recorded_at
+
+
+def _transition_values(row: HistoryRow) -> tuple[Any, ...]:
+    return (
+        *(row.conversation_id, row.session, row.version, row.from_status, row.to_status),
+        *(row.actor, row.reason, row.occurred_at),
+    )
+
+
+def _connect_arguments(settings: DatabaseSettings) -> dict[str, Any]:
+    """Every wait has a limit, so that neither a stalled server nor a stalled owner holds others for long."""
+    return {
+        "dsn": settings.url.get_secret_value(),
+        "timeout": settings.connect_timeout_seconds,
+        "command_timeout": settings.command_timeout_seconds,
+        "server_settings": {
+            "application_name": "conversation-consumer",
+            "statement_timeout": _milliseconds(settings.statement_timeout_seconds),
+            "lock_timeout": _milliseconds(settings.lock_timeout_seconds),
+            "idle_in_transaction_session_timeout": _milliseconds(settings.idle_in_transaction_timeout_seconds),
+            "jit": "off",
+        },
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+_CONTENTION = {"40001": "serialization", "40P01": "deadlock", "55P03": "lock", "23505": "duplicate"}
+_REFUSED = ("22", "54", "23514", "23502")
+_UNAVAILABLE = ("08", "53", "57", "58", "28", "25006", "25P03")
+
+
+@contextmanager
+def _classified() -> Iterator[None]:
+    """Translates what the driver raises, by SQLSTATE. A programming error stays what it is."""
+    try:
+        yield
+    except (sa.exc.DBAPIError, asyncpg.PostgresError) as error:
+        if (classified := _classify(error)) is None:
+            raise
+        raise classified from error
+    except (OSError, TimeoutError, sa.exc.TimeoutError, asyncpg.InterfaceError) as error:
+        raise UnavailableError(f"no answer from the database: {type(error).__name__}: {error}") from error
+
+
+def _classify(error: sa.exc.DBAPIError | asyncpg.PostgresError) -> ConsumerError | None:
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    state = str(getattr(cause, "sqlstate", None) or "")
+    if state in _CONTENTION:
+        return ContentionError(_CONTENTION[state])
+    if state.startswith(_REFUSED):
+        return RefusedError(f"PostgreSQL refused a value (SQLSTATE {state})")
+    if state.startswith(_UNAVAILABLE) or (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
+        return UnavailableError(f"the database is unavailable (SQLSTATE {state or 'none'}): {type(cause).__name__}")
+    return None

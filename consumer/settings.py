@@ -1,0 +1,235 @@
+"""One frozen `Settings`; the only reader of the environment.
+
+Variables are `CONSUMER_*`, `__` nests: `CONSUMER_KAFKA__BOOTSTRAP_SERVERS`. A file in the directory named by
+`CONSUMER_SECRETS_DIR`, called as the variable, serves as well. An unknown name is an error.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from consumer.conversation import Policy
+from consumer.errors import ConfigurationError
+
+PREFIX = "CONSUMER_"
+SECRETS_DIR = "CONSUMER_SECRETS_DIR"
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _iso_duration(value: object) -> object:
+    """`90` and `90s`, `15m`, `48h`, `1h30m`: as ISO 8601, which is understood anyway."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        return float(value)
+    if isinstance(value, str) and re.fullmatch(r"([0-9]+h)?([0-9]+m)?([0-9]+s)?", value):
+        return f"PT{value.upper()}"
+    return value
+
+
+Seconds = Annotated[float, Field(gt=0)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
+Duration = Annotated[timedelta, BeforeValidator(_iso_duration), Field(gt=timedelta(0))]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(_Group):
+    url: SecretStr = Field(
+        SecretStr("postgresql://localhost/conversation"),
+        description="libpq URL; `sslmode=verify-full&sslrootcert=...` is understood.",
+    )
+    writers: int = Field(8, ge=1, le=64, description="Concurrent writing transactions; the pool is one larger.")
+    connect_timeout_seconds: Seconds = Field(5.0, description="Limit on making a connection.")
+    command_timeout_seconds: Seconds = Field(15.0, description="Limit on waiting for an answer, kept by the client.")
+    statement_timeout_seconds: Seconds = Field(10.0, description="Limit on a statement, kept by the server.")
+    lock_timeout_seconds: Seconds = Field(0.1, description="Limit on waiting for somebody's row lock.")
+    idle_in_transaction_timeout_seconds: Seconds = Field(
+        5.0, description="When a stalled owner's transaction is ended; below the Kafka session timeout."
+    )
+
+
+class KafkaSettings(_Group):
+    bootstrap_servers: str = Field("localhost:9092", description="Brokers, `host:port`, comma-separated.")
+    group_id: str = Field("conversation-consumer", min_length=1, description="Consumer group.")
+    topics: Names = Field(("conversation.events",), description="Input topics, comma-separated.")
+    dead_letter_topic: str = Field("conversation.dead-letter", description="Where records that hold no valid event go.")
+    transition_topic: str = Field("conversation.transition", description="Where transitions are published.")
+    session_timeout_seconds: Seconds = Field(10.0, description="Without heartbeats for this long, a replica is out.")
+    rebalance_timeout_seconds: Seconds = Field(30.0, description="How long a rebalance waits for a replica to drain.")
+    request_timeout_seconds: Seconds = Field(15.0, description="Limit on a request to a broker.")
+    commit_interval_seconds: Seconds = Field(1.0, description="How often offsets are committed to Kafka (advisory).")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to the brokers; PLAINTEXT is for a local broker."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="With SASL_*: the mechanism."
+    )
+    sasl_username: str | None = Field(None, description="With SASL_*: the user.")
+    sasl_password: SecretStr | None = Field(None, description="With SASL_*: the password.")
+    ssl_ca_file: Path | None = Field(None, description="With *SSL: the authority's certificate; default the system's.")
+    ssl_certificate_file: Path | None = Field(None, description="For mTLS: the client's certificate.")
+    ssl_key_file: Path | None = Field(None, description="For mTLS: the client's key.")
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> "KafkaSettings":
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username and sasl_password")
+        return self
+
+
+class PolicySettings(_Group):
+    """Durations: `48h`, `15m`, `90s`, or ISO 8601."""
+
+    pending_ttl: Duration = Field(timedelta(hours=48), description="An unanswered conversation expires after this.")
+    progress_ttl: Duration = Field(timedelta(hours=24), description="An answered one expires after this.")
+    idle_after: Duration = Field(timedelta(minutes=15), description="An answered one is paused after this.")
+    reclassification_window: Duration = Field(
+        timedelta(hours=24), description="How long after a closing a higher-ranked one still replaces it."
+    )
+    follow_up_grace: Duration = Field(
+        timedelta(minutes=10), description="An agent's message this soon after a closing opens nothing."
+    )
+    goodbye_grace: Duration = Field(
+        timedelta(seconds=5), description="A goodbye this soon after a closing still competes with it."
+    )
+    clock_tolerance: Duration = Field(
+        timedelta(seconds=5), description="How far ahead of the database's clock an event may be dated."
+    )
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class RetrySettings(_Group):
+    attempts: int = Field(10, ge=1, description="Attempts of a library call before `ConcurrencyError`.")
+    initial_seconds: Seconds = Field(0.005, description="First ceiling of the jittered backoff; it doubles.")
+    max_seconds: Seconds = Field(0.5, description="Highest ceiling of the backoff.")
+    lock_after: int = Field(3, ge=1, description="Lost races after which rows are locked before they are read.")
+
+
+class WorkerSettings(_Group):
+    max_batch: int = Field(2000, ge=1, description="Most records written in one transaction.")
+    max_buffered: int = Field(8000, ge=1, description="Records buffered per partition before fetching pauses.")
+    max_record_bytes: int = Field(65536, ge=1, description="A larger record is a dead letter.")
+    outage_backoff_max_seconds: Seconds = Field(10.0, description="Longest wait between attempts in an outage.")
+    drain_seconds: Seconds = Field(20.0, description="How long SIGTERM waits for batches in flight.")
+
+
+class HttpSettings(_Group):
+    host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz.")  # noqa: S104
+    port: int = Field(8080, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
+
+
+class LogSettings(_Group):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+    format: Literal["auto", "json", "console"] = Field("auto", description="`auto`: console on a terminal, else JSON.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", validate_default=True
+    )
+
+    database: DatabaseSettings = DatabaseSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    policy: PolicySettings = PolicySettings()
+    retry: RetrySettings = RetrySettings()
+    worker: WorkerSettings = WorkerSettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        if not (directory := os.environ.get(SECRETS_DIR)):
+            return init_settings, env_settings
+        secrets = NestedSecretsSettingsSource(
+            file_secret_settings,
+            secrets_dir=directory,
+            secrets_dir_missing="error",
+            secrets_prefix=PREFIX,
+            secrets_nested_delimiter="__",
+        )
+        return init_settings, env_settings, secrets
+
+    @model_validator(mode="after")
+    def _timeouts_nest(self) -> "Settings":
+        database, kafka = self.database, self.kafka
+        if database.statement_timeout_seconds >= database.command_timeout_seconds:
+            raise ValueError(
+                "CONSUMER_DATABASE__STATEMENT_TIMEOUT_SECONDS must be below CONSUMER_DATABASE__COMMAND_TIMEOUT_SECONDS"
+            )
+        if database.command_timeout_seconds >= kafka.rebalance_timeout_seconds:
+            raise ValueError(
+                "CONSUMER_DATABASE__COMMAND_TIMEOUT_SECONDS must be below CONSUMER_KAFKA__REBALANCE_TIMEOUT_SECONDS"
+            )
+        if database.idle_in_transaction_timeout_seconds >= kafka.session_timeout_seconds:
+            raise ValueError(
+                "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS must be below "
+                "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS: a stalled owner would block the next one"
+            )
+        return self
+
+
+def variables() -> Iterator[tuple[str, str, str]]:
+    """(variable, default, meaning) of every setting, in order."""
+    for group, field in Settings.model_fields.items():
+        for name, inner in type(field.default).model_fields.items():
+            default = getattr(field.default, name)
+            yield f"{PREFIX}{group}__{name}".upper(), _shown(default), inner.description or ""
+
+
+def _shown(default: object) -> str:
+    match default:
+        case None:
+            return ""
+        case SecretStr():
+            return default.get_secret_value()
+        case timedelta():
+            return f"{default.total_seconds():g}s"
+        case tuple():
+            return ",".join(default)
+        case _:
+            return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def load() -> Settings:
+    """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
+    allowed = {name for name, _, _ in variables()} | {SECRETS_DIR}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in allowed)
+    if unknown:
+        raise ConfigurationError(f"unknown setting {unknown[0]}: `conversation-consumer config` lists those there are")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = PREFIX + "__".join(str(part) for part in first["loc"][:2]).upper() if first["loc"] else "settings"
+        raise ConfigurationError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+    except SettingsError as error:
+        raise ConfigurationError(f"{SECRETS_DIR}: {error}") from None

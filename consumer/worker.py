@@ -1,0 +1,207 @@
+"""One partition's life: batches, outage pause, drain, offset guard. Knows offsets, neither SQL nor aiokafka."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Protocol
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+
+from consumer.conversation import Event
+from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, UnavailableError
+from consumer.health import Health
+from consumer.metrics import INVALID, Metrics
+from consumer.records import DeadLetter, Record, decode_all
+from consumer.service import Batch, ConversationService, Partition, Progress, StoredOffset
+from consumer.settings import WorkerSettings
+from schemas import Reason
+
+log = structlog.get_logger(__name__)
+RECHECK_SECONDS = 10.0
+"""How often a stopped partition looks whether somebody has mended its offset."""
+
+
+class PartitionLog(Protocol):
+    """One assigned partition of the log. Methods that ask the brokers raise `UnavailableError`."""
+
+    partition: Partition
+
+    async def cluster_id(self) -> str: ...
+
+    async def bounds(self) -> tuple[int, int]:
+        """The first offset there is, and the one after the last."""
+
+    def seek(self, offset: int) -> None:
+        """Forgets what was fetched and goes on at `offset`."""
+
+    async def take(self, limit: int) -> Sequence[Record]:
+        """Waits for the next records, at most `limit`; none once the partition is given up.
+
+        Raises `PartitionStoppedError` if the log no longer has the next one.
+        """
+
+    def applied(self, next_offset: int) -> None:
+        """Everything before `next_offset` is in the database: may be committed to Kafka."""
+
+    def pause(self) -> None:
+        """Fetches nothing until the next `take`."""
+
+    async def given_up_within(self, seconds: float) -> bool:
+        """Waits that long at most; whether the partition was revoked or the process is stopping."""
+
+
+class DeadLetters(Protocol):
+    async def send(self, letters: Sequence[DeadLetter]) -> None:
+        """Returns when the topic has acknowledged all of them; raises `UnavailableError` otherwise."""
+
+
+class Offsets(Protocol):
+    """Where partitions go on, in the database."""
+
+    async def stored_offset(self, partition: Partition) -> StoredOffset | None: ...
+
+    async def create_offset(self, partition: Partition, offset: StoredOffset) -> None: ...
+
+
+class PartitionWorker:
+    """Strictly sequential: the next batch starts when the last one is in the database."""
+
+    def __init__(
+        self,
+        source: PartitionLog,
+        service: ConversationService,
+        offsets: Offsets,
+        dead_letters: DeadLetters,
+        *,
+        settings: WorkerSettings,
+        metrics: Metrics,
+        health: Health,
+        rng: Random | None = None,
+    ) -> None:
+        self._source = source
+        self._service = service
+        self._offsets = offsets
+        self._dead_letters = dead_letters
+        self._settings = settings
+        self._metrics = metrics
+        self._health = health
+        self._rng = rng or Random()
+        self._ceiling = wait_exponential(multiplier=0.1, max=settings.outage_backoff_max_seconds)
+        self._next_offset = 0
+        self._name = f"{source.partition.topic}[{source.partition.number}]"
+
+    async def run(self) -> None:
+        """Applies the partition until it is given up. An unexpected error is a bug and ends the process."""
+        try:
+            await self._start()
+            while records := await self._next_records():
+                await self._process(records)
+        except DrainingError:
+            log.info("gave the partition up between transactions", partition=self._name)
+        finally:
+            self._health.outages.pop(self._name, None)
+            self._health.stopped.pop(self._name, None)
+
+    async def _start(self) -> None:
+        """Seeks to the stored offset; where it does not fit the log, waits until somebody has mended it."""
+        while True:
+            try:
+                await self._patiently(self._seek_to_stored_offset)
+            except PartitionStoppedError as error:
+                if self._name not in self._health.stopped:
+                    log.error("partition stopped", partition=self._name, error=str(error))  # noqa: TRY400
+                self._health.stopped[self._name] = str(error)
+                await self._sleep(RECHECK_SECONDS)
+            else:
+                self._health.stopped.pop(self._name, None)
+                return
+
+    async def _seek_to_stored_offset(self) -> None:
+        partition, cluster_id = self._source.partition, await self._source.cluster_id()
+        first, end = await self._source.bounds()
+        stored = await self._offsets.stored_offset(partition)
+        if stored is None:
+            await self._offsets.create_offset(partition, StoredOffset(cluster_id, first))
+            stored = await self._offsets.stored_offset(partition) or StoredOffset(cluster_id, first)
+        mend = f"run `conversation-consumer offsets set {partition.topic} {partition.number} OFFSET`"
+        if stored.cluster_id != cluster_id:
+            raise PartitionStoppedError(
+                f"the stored offset counts in cluster {stored.cluster_id}, not {cluster_id}: {mend}"
+            )
+        if not first <= stored.next_offset <= end:
+            raise PartitionStoppedError(f"stored offset {stored.next_offset} is outside the log {first}..{end}: {mend}")
+        self._next_offset = stored.next_offset
+        self._source.seek(stored.next_offset)
+        log.info("partition started", partition=self._name, next_offset=stored.next_offset)
+
+    async def _next_records(self) -> Sequence[Record]:
+        while True:
+            try:
+                return await self._source.take(self._settings.max_batch)
+            except PartitionStoppedError as error:
+                log.warning("the log moved under the partition", partition=self._name, error=str(error))
+                await self._start()
+
+    async def _process(self, records: Sequence[Record]) -> None:
+        """Decode, dead letters, effects and offset, advisory commit: in this order, so that nothing is skipped."""
+        self._metrics.batch_events.observe(len(records))
+        good, bad = decode_all(records, self._settings.max_record_bytes)
+        await self._bury(bad)
+        progress = Progress(self._source.partition, self._next_offset, records[-1].offset + 1)
+        try:
+            with self._metrics.inflight(len(good)):
+                await self._apply(good, progress)
+        except StaleOwnerError as error:
+            log.warning("another owner or a rewind moved the offset", partition=self._name, error=str(error))
+            await self._start()
+        else:
+            self._next_offset = progress.end
+            self._source.applied(progress.end)
+
+    async def _apply(self, good: Sequence[tuple[Record, Event]], progress: Progress) -> None:
+        batch = Batch([event for _, event in good], progress, self._source.partition.topic)
+        await self._patiently(lambda: self._service.consume(batch, self._sleep))
+        if batch.refused:
+            why = "PostgreSQL refused a value"
+            await self._bury([DeadLetter(good[i][0], Reason.REFUSED, why) for i in batch.refused])
+            rest = Batch((), progress, self._source.partition.topic)
+            await self._patiently(lambda: self._service.consume(rest, self._sleep))
+
+    async def _bury(self, letters: Sequence[DeadLetter]) -> None:
+        """The dead letters are acknowledged before anything else of their batch happens."""
+        if not letters:
+            return
+        await self._patiently(lambda: self._dead_letters.send(letters))
+        for letter in letters:
+            self._metrics.dead_lettered(letter.record.topic, INVALID, letter.reason)
+            log.warning(
+                "dead letter",
+                partition=self._name,
+                offset=letter.record.offset,
+                reason=letter.reason.value,
+                error=letter.error,
+            )
+
+    async def _patiently(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Through outages, however long: the partition waits, not ready, while heartbeats go on."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(UnavailableError),
+            wait=lambda state: self._rng.uniform(0, self._ceiling(state)),
+            sleep=self._sleep,
+            before_sleep=self._note_outage,
+        ):
+            with attempt:
+                await action()
+        if self._health.outages.pop(self._name, None):
+            log.info("outage over", partition=self._name)
+
+    def _note_outage(self, state: RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        if self._name not in self._health.outages:
+            log.warning("outage: partition paused", partition=self._name, error=str(error))
+        self._health.outages[self._name] = str(error)
+        self._source.pause()
+
+    async def _sleep(self, seconds: float) -> None:
+        if await self._source.given_up_within(seconds):
+            raise DrainingError(self._name)
