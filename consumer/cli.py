@@ -296,7 +296,7 @@ def offsets_set(
     offset: Annotated[int, typer.Argument(min=0)],
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would be done.")] = False,
 ) -> None:
-    """Have a partition go on elsewhere, in the cluster that the brokers are now. Records in between are skipped or seen again."""
+    """Have a partition go on elsewhere, in the cluster of now. Records in between are skipped, or seen again."""
     settings = configuration.load()
     place = Partition(settings.kafka.group_id, topic, partition)
 

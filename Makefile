@@ -1,0 +1,54 @@
+# Needs make, git and Python >= 3.11 with venv; everything else is installed into .venv.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export UV_PYTHON_DOWNLOADS := never
+export NO_COLOR ?= $(if $(CI),1,)
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint ci lock schemas image clean
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## install what the other targets need into .venv
+
+$(INSTALLED): requirements-uv.lock requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed: install python3 and python3-venv, or run make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements-uv.lock requirements-dev.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install ## real Kafka, real PostgreSQL, rival writers: watch nothing get lost (DEMO=options)
+	$(BIN)/conversation-consumer demo $(DEMO)
+
+test: install ## run all tests on real services
+	$(BIN)/pytest
+
+lint: install ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ci: export REQUIRE_KAFKA := 1
+ci: lint ## what a push must pass; anything but real Apache Kafka fails
+	$(MAKE) demo
+	$(MAKE) test
+
+lock: install ## resolve the locked requirements anew
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+schemas: install ## generate schemas/json from the models
+	$(BIN)/python -m schemas
+
+image: ## build the container image
+	docker build -t conversation-consumer .
+
+clean: ## remove what the other targets made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

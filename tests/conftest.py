@@ -1,0 +1,95 @@
+"""Real services for the whole run, a database and topics of its own for each test."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
+import hypothesis
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from consumer import migrations
+from consumer.devstack.services import Services, services
+from consumer.metrics import Metrics
+from consumer.postgres import PostgresStore
+from consumer.settings import DatabaseSettings
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=200, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=20_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+used_services = pytest.StashKey[str]()
+
+
+@pytest.fixture(scope="session")
+def stack(pytestconfig: pytest.Config) -> Iterator[Services]:
+    with services() as found:
+        if os.environ.get("REQUIRE_KAFKA") == "1" and not asyncio.run(is_apache_kafka(found.kafka)):
+            pytest.exit(f"REQUIRE_KAFKA=1, but {found.kafka} is not Apache Kafka", returncode=1)
+        pytestconfig.stash[used_services] = found.how
+        yield found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    terminalreporter.write_line(f"services: {config.stash.get(used_services, 'none were needed')}")
+
+
+async def is_apache_kafka(bootstrap_servers: str) -> bool:
+    """Asks for a setting that only Apache Kafka's own broker has."""
+    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await client.start()
+    try:
+        broker = (await client.describe_cluster())["brokers"][0]["node_id"]
+        resource = ConfigResource(ConfigResourceType.BROKER, str(broker), {"process.roles": ""})
+        (answer,) = await client.describe_configs([resource])
+        (described,) = answer.to_object()["resources"]
+        return any(entry["config_names"] == "process.roles" for entry in described["config_entries"])
+    finally:
+        await client.close()
+
+
+def database_url(server: str, name: str) -> str:
+    return urlsplit(server)._replace(path=f"/{name}").geturl()
+
+
+async def execute(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def template(stack: Services) -> Iterator[str]:
+    """A database that the shipped migrations made; tests get copies of it."""
+    name = f"test_template_{secrets.token_hex(4)}"
+    asyncio.run(execute(stack.postgres, f"CREATE DATABASE {name}"))
+    migrations.upgrade(database_url(stack.postgres, name))
+    yield name
+    asyncio.run(execute(stack.postgres, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def database(stack: Services, template: str) -> AsyncIterator[str]:
+    """The URL of an empty database at the newest schema."""
+    name = f"test_{secrets.token_hex(8)}"
+    await execute(stack.postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield database_url(stack.postgres, name)
+    await execute(stack.postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@asynccontextmanager
+async def opened(url: str, metrics: Metrics | None = None, **settings: float) -> AsyncIterator[PostgresStore]:
+    async with PostgresStore.open(DatabaseSettings(url=url, **settings), metrics) as store:
+        yield store
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[PostgresStore]:
+    async with opened(database) as opened_store:
+        yield opened_store

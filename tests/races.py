@@ -1,0 +1,68 @@
+"""Two real writers that decide on the same state: the one comes first, the other finds that it lost."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+
+from consumer.conversation import Event, Outcome
+from consumer.metrics import Metrics
+from consumer.service import ConversationService, Decided, EventsById, LockedRows, Lost, Progress, Snapshot, Store
+from tests.conftest import opened
+
+
+class Race:
+    """Where two writers meet after they have read, and who of them writes first."""
+
+    def __init__(self) -> None:
+        self.both_have_read = asyncio.Barrier(2)
+        self.first_has_written = asyncio.Event()
+
+
+class RacingStore:
+    """A store whose first round meets the other writer's; later rounds go straight through."""
+
+    def __init__(self, store: Store, race: Race, *, writes_first: bool) -> None:
+        self._store = store
+        self._race = race
+        self._writes_first = writes_first
+        self._rounds = 0
+
+    async def load(self, events: EventsById) -> Snapshot:
+        snapshot = await self._store.load(events)
+        self._rounds += 1
+        if self._rounds == 1:
+            await self._race.both_have_read.wait()
+        return snapshot
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        if not self._writes_first:
+            await self._race.first_has_written.wait()
+        lost = await self._store.save(decided, progress)
+        self._race.first_has_written.set()
+        return lost
+
+    def locked(self, events: EventsById, progress: Progress | None) -> AbstractAsyncContextManager[LockedRows]:
+        return self._store.locked(events, progress)
+
+
+async def race(
+    url: str, first: Sequence[Event], second: Sequence[Event]
+) -> tuple[list[Outcome], list[Outcome], Metrics]:
+    """Both writers read; `first` writes, then `second` loses, reads again and decides anew. The metrics are of both."""
+    metrics, meeting = Metrics(), Race()
+    async with opened(url) as one, opened(url) as other:
+        ahead = ConversationService(RacingStore(one, meeting, writes_first=True), metrics=metrics)
+        behind = ConversationService(RacingStore(other, meeting, writes_first=False), metrics=metrics)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            won, lost = group.create_task(ahead.apply(first)), group.create_task(behind.apply(second))
+    return won.result(), lost.result(), metrics
+
+
+def counted(metrics: Metrics, name: str, **labels: str) -> float:
+    """The value of a counter, summed over the labels not named."""
+    return sum(
+        sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
