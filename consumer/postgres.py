@@ -501,21 +501,24 @@ def _classified() -> Iterator[None]:
     """Translates what the driver raises, by SQLSTATE. A programming error stays what it is."""
     try:
         yield
-    except (sa.exc.DBAPIError, asyncpg.PostgresError) as error:
+    except (sa.exc.DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if (classified := _classify(error)) is None:
             raise
         raise classified from error
-    except (OSError, TimeoutError, sa.exc.TimeoutError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, sa.exc.TimeoutError) as error:
         raise UnavailableError(f"no answer from the database: {type(error).__name__}: {error}") from error
 
 
-def _classify(error: sa.exc.DBAPIError | asyncpg.PostgresError) -> ConsumerError | None:
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+def _classify(error: Exception) -> ConsumerError | None:
+    wrapped = error if isinstance(error, sa.exc.DBAPIError) else None
+    cause = (wrapped.orig and wrapped.orig.__cause__) or wrapped.orig if wrapped else error
     state = str(getattr(cause, "sqlstate", None) or "")
     if state in _CONTENTION:
         return ContentionError(_CONTENTION[state])
-    if state.startswith(_REFUSED):
-        return RefusedError(f"PostgreSQL refused a value (SQLSTATE {state})")
-    if state.startswith(_UNAVAILABLE) or (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated):
+    if state.startswith(_REFUSED) or isinstance(cause, asyncpg.DataError):
+        return RefusedError(f"PostgreSQL refused a value (SQLSTATE {state or 'none'})")
+    if state.startswith(_UNAVAILABLE) or isinstance(cause, asyncpg.InterfaceError | OSError | TimeoutError):
         return UnavailableError(f"the database is unavailable (SQLSTATE {state or 'none'}): {type(cause).__name__}")
+    if wrapped and wrapped.connection_invalidated:
+        return UnavailableError(f"the connection was lost: {type(cause).__name__}")
     return None

@@ -66,21 +66,30 @@ async def execute(url: str, sql: str) -> None:
 
 @pytest.fixture(scope="session")
 def template(stack: Services) -> Iterator[str]:
-    """A database that the shipped migrations made; tests get copies of it."""
+    """The URL of a database that the shipped migrations made; tests get copies of it."""
     name = f"test_template_{secrets.token_hex(4)}"
     asyncio.run(execute(stack.postgres, f"CREATE DATABASE {name}"))
     migrations.upgrade(database_url(stack.postgres, name))
-    yield name
+    yield database_url(stack.postgres, name)
     asyncio.run(execute(stack.postgres, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+@asynccontextmanager
+async def new_database(template: str) -> AsyncIterator[str]:
+    """The URL of a copy of `template` that lasts as long as the block."""
+    name, server = f"test_{secrets.token_hex(8)}", database_url(template, "postgres")
+    await execute(server, f"CREATE DATABASE {name} TEMPLATE {urlsplit(template).path[1:]}")
+    try:
+        yield database_url(template, name)
+    finally:
+        await execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
-async def database(stack: Services, template: str) -> AsyncIterator[str]:
+async def database(template: str) -> AsyncIterator[str]:
     """The URL of an empty database at the newest schema."""
-    name = f"test_{secrets.token_hex(8)}"
-    await execute(stack.postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield database_url(stack.postgres, name)
-    await execute(stack.postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    async with new_database(template) as url:
+        yield url
 
 
 @asynccontextmanager

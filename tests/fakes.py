@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -39,9 +39,13 @@ class MemoryStore:
         return Snapshot(self.now or datetime.now(UTC), found, known)
 
     async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        return self.write(decided, progress, {key for key, holders in self.locks.items() if holders})
+
+    def write(self, decided: Decided, progress: Progress | None, held: Collection[str]) -> Lost:
+        """Saves everything but what others hold."""
         self._guard(progress)
         writing = {change.after.id: change for change in decided.changes if change.rows}
-        lost = {key: "lock" for key in writing if self.locks[key]}
+        lost = dict.fromkeys(writing.keys() & held, "lock")
         for key, change in writing.items():
             stands = self.conversations.get(key, Conversation(key)).version == change.before.version
             if key not in lost and not stands:
@@ -101,9 +105,4 @@ class MemoryLockedRows:
         self._progress = progress
 
     async def save(self, decided: Decided) -> Lost:
-        keys = [change.after.id for change in decided.changes]
-        self._store.locks.subtract(keys)
-        try:
-            return await self._store.save(decided, self._progress)
-        finally:
-            self._store.locks.update(keys)
+        return self._store.write(decided, self._progress, held=())

@@ -1,0 +1,240 @@
+"""What every store promises: the same suite over the dictionary and over PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+
+from consumer.conversation import Conversation, Event, Outcome, Policy, Status, fold
+from consumer.errors import StaleOwnerError
+from consumer.postgres import PostgresStore
+from consumer.service import Decided, Partition, Progress, Snapshot, StoredOffset
+from tests.builders import HOUR, MINUTE, close, message, tick
+from tests.conftest import new_database, opened
+from tests.fakes import MemoryStore
+
+NOW = datetime.now(UTC)
+PLACE = Partition("group", "events", 3)
+AnyStore = MemoryStore | PostgresStore
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def store(request: pytest.FixtureRequest, template: str) -> AsyncIterator[AnyStore]:
+    if request.param == "memory":
+        yield MemoryStore()
+    else:
+        async with new_database(template) as url, opened(url) as postgres:
+            yield postgres
+
+
+def decide(snapshot: Snapshot, *events: Event) -> Decided:
+    by_id: dict[str, list[Event]] = {}
+    for event in events:
+        by_id.setdefault(event.conversation_id, []).append(event)
+    return Decided(
+        snapshot.now,
+        [
+            fold(
+                snapshot.conversations.get(key, Conversation(key)),
+                some,
+                snapshot.known.get(key, frozenset()),
+                Policy(),
+                snapshot.now,
+            )
+            for key, some in by_id.items()
+        ],
+    )
+
+
+async def load(store: AnyStore, *events: Event) -> Snapshot:
+    return await store.load({event.conversation_id: [event] for event in events})
+
+
+async def write(store: AnyStore, *events: Event) -> None:
+    for event in events:
+        assert not await store.save(decide(await load(store, event), event), None)
+
+
+async def test_what_was_saved_is_loaded(store: AnyStore) -> None:
+    events: list[Event] = [message(at=NOW - HOUR), close(Status.FAILED, NOW, reason="lost")]
+    await write(store, *events)
+
+    snapshot = await load(store, message())
+
+    expected = fold(Conversation("c-1"), events, (), Policy(), NOW).after
+    assert snapshot.conversations == {"c-1": expected}
+    assert await store.conversation("c-1") == (list(expected.sessions), 2)
+
+
+async def test_an_unknown_conversation_is_absent(store: AnyStore) -> None:
+    snapshot = await load(store, message())
+
+    assert (snapshot.conversations, snapshot.known) == ({}, {})
+    assert abs(snapshot.now - datetime.now(UTC)) < MINUTE
+
+
+async def test_only_the_ids_asked_for_are_known(store: AnyStore) -> None:
+    first, second = message(at=NOW), message(at=NOW)
+    await write(store, first, second)
+
+    snapshot = await store.load({"c-1": [second, message()]})
+
+    assert snapshot.known["c-1"] == {(second.source, second.event_id)}
+
+
+async def test_a_tick_is_never_known(store: AnyStore) -> None:
+    await write(store, message(event_id="same", source="both", at=NOW))
+
+    snapshot = await load(store, tick(event_id="same", source="both"))
+
+    assert not snapshot.known.get("c-1")
+
+
+async def test_a_stale_version_loses_and_writes_nothing(store: AnyStore) -> None:
+    await write(store, message(at=NOW - HOUR))
+    stale = decide(await load(store, message()), late := message(at=NOW))
+    await write(store, message(at=NOW))
+
+    lost = await store.save(stale, None)
+
+    assert lost == {"c-1": "version"}
+    assert late.event_id not in [row.event_id for row, _ in await store.history("c-1")]
+
+
+async def test_the_second_creation_loses(store: AnyStore) -> None:
+    one = decide(await load(store, message()), message(at=NOW))
+    other = decide(await load(store, message()), message(at=NOW))
+
+    assert not await store.save(one, None)
+    assert await store.save(other, None) == {"c-1": "version"}
+
+
+async def test_winners_are_written_beside_losers(store: AnyStore) -> None:
+    here, there = message(at=NOW), message(at=NOW, conversation_id="c-2")
+    both = decide(await store.load({"c-1": [here], "c-2": [there]}), here, there)
+    await write(store, message(at=NOW))
+
+    lost = await store.save(both, None)
+
+    assert set(lost) == {"c-1"}
+    assert [row.event_id for row, _ in await store.history("c-2")] == [there.event_id]
+
+
+async def test_superseded_sessions_are_kept_and_loaded_for_older_events(store: AnyStore) -> None:
+    await write(store, message(at=NOW - 3 * HOUR), close(at=NOW - 2 * HOUR), message(at=NOW - HOUR))
+
+    newer = await load(store, message(at=NOW))
+    older = await load(store, message(at=NOW - 150 * MINUTE))
+
+    sessions, _ = await store.conversation("c-1")
+    assert [session.status for session in sessions] == [Status.AGENT_CLOSED, Status.PENDING]
+    assert newer.conversations["c-1"].current == sessions[1]
+    assert list(older.conversations["c-1"].sessions) == sessions
+
+
+async def test_an_older_session_can_be_reclassified(store: AnyStore) -> None:
+    await write(store, message(at=NOW - 3 * HOUR), close(at=NOW - 2 * HOUR), message(at=NOW - HOUR))
+
+    await write(store, close(Status.FAILED, NOW - 2 * HOUR + MINUTE))
+
+    sessions, version = await store.conversation("c-1")
+    assert [session.status for session in sessions] == [Status.FAILED, Status.PENDING]
+    assert version == 4
+
+
+async def test_the_history_keeps_every_field(store: AnyStore) -> None:
+    event = close(Status.SUPPORT_CLOSED, NOW, reason="spam", actor="support-9")
+    await write(store, event)
+
+    ((row, recorded_at),) = await store.history("c-1")
+
+    assert (row.source, row.event_id, row.requested) == (event.source, event.event_id, "support_closed")
+    assert (row.actor, row.reason, row.occurred_at, row.outcome) == ("support-9", "spam", NOW, Outcome.APPLIED)
+    assert (row.from_status, row.to_status, row.version, row.session) == (None, Status.SUPPORT_CLOSED, 1, 1)
+    assert abs(recorded_at - NOW) < 10 * MINUTE
+
+
+class TestOffsets:
+    async def test_a_row_is_made_once(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        await store.create_offset(PLACE, StoredOffset("cluster", 9))
+
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7)
+        assert await store.stored_offset(Partition("group", "events", 4)) is None
+
+    async def test_it_moves_with_the_effects(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        event = message(at=NOW)
+
+        await store.save(decide(await load(store, event), event), Progress(PLACE, 7, 12))
+
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 12)
+
+    async def test_it_stays_while_anything_lost(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        stale = decide(await load(store, message()), message(at=NOW))
+        await write(store, message(at=NOW))
+
+        assert await store.save(stale, Progress(PLACE, 7, 12))
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7)
+
+    async def test_a_stale_owner_writes_nothing(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        event = message(at=NOW)
+        decided = decide(await load(store, event), event)
+
+        with pytest.raises(StaleOwnerError):
+            await store.save(decided, Progress(PLACE, 6, 12))
+        with pytest.raises(StaleOwnerError):
+            async with store.locked({"c-1": [event]}, Progress(PLACE, 6, 12)):
+                pass
+
+        assert await store.conversation("c-1") == ([], 0)
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7)
+
+
+class TestLockedRows:
+    async def test_cannot_be_lost(self, store: AnyStore) -> None:
+        await write(store, message(at=NOW - HOUR))
+        event = message(at=NOW)
+
+        async with store.locked({"c-1": [event]}, None) as rows:
+            lost = await rows.save(decide(rows.snapshot, event))
+
+        assert not lost
+        assert (await store.conversation("c-1"))[1] == 2
+
+    async def test_are_lost_to_others_while_they_are_held(self, store: AnyStore) -> None:
+        await write(store, message(at=NOW - HOUR), message(at=NOW - HOUR, conversation_id="c-2"))
+        held, free = message(at=NOW), message(at=NOW, conversation_id="c-2")
+        both = decide(await store.load({"c-1": [held], "c-2": [free]}), held, free)
+
+        async with store.locked({"c-1": [held]}, None):
+            lost = await store.save(both, None)
+
+        assert lost == {"c-1": "lock"}
+        assert (await store.conversation("c-2"))[1] == 2
+
+    async def test_are_read_after_they_were_locked(self, store: AnyStore) -> None:
+        await write(store, message(at=NOW - HOUR))
+        event = message(at=NOW)
+        holding, go_on = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            async with store.locked({"c-1": [event]}, None) as rows:
+                holding.set()
+                await go_on.wait()
+                await rows.save(decide(rows.snapshot, event))
+
+        async def follow() -> int:
+            async with store.locked({"c-1": [event]}, None) as rows:
+                return rows.snapshot.conversations["c-1"].version
+
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(hold())
+            await holding.wait()
+            following = group.create_task(follow())
+            go_on.set()
+
+        assert following.result() == 2

@@ -1,0 +1,226 @@
+"""Retrying: only losers, on fresh state, with full jitter, within a budget, then under a lock."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+import pytest
+
+from consumer.conversation import Author, Event, Outcome
+from consumer.errors import ConcurrencyError, ContentionError, DrainingError, InvalidEventError, UnavailableError
+from consumer.metrics import Metrics
+from consumer.service import Batch, ConversationService, Decided, EventsById, Lost, Progress, RetryPolicy, Snapshot
+from tests.builders import HOUR, MINUTE, close, message, tick
+from tests.fakes import MemoryStore
+from tests.races import counted
+
+NOW = datetime.now(UTC)
+
+
+class Recorder:
+    """A sleep that takes no time and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.delays: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.delays.append(seconds)
+
+
+class Rivalled(MemoryStore):
+    """Before the first `times` saves, a rival writes the conversation `c-1`."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.loads: list[list[str]] = []
+
+    async def load(self, events: EventsById) -> Snapshot:
+        self.loads.append(sorted(events))
+        return await super().load(events)
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        if self.times:
+            self.times -= 1
+            await ConversationService(self._plain()).apply([message(at=NOW - HOUR)])
+        return await super().save(decided, progress)
+
+    def _plain(self) -> MemoryStore:
+        plain = MemoryStore()
+        plain.__dict__ |= {name: self.__dict__[name] for name in ("conversations", "rows", "offsets", "locks")}
+        return plain
+
+
+def service(store: MemoryStore, sleep: Recorder, metrics: Metrics | None = None, **retry: Any) -> ConversationService:
+    return ConversationService(
+        store,
+        retry=RetryPolicy(**retry),
+        metrics=metrics,
+        sleep=sleep,
+        rng=Random(7),
+    )
+
+
+async def test_only_the_loser_is_read_and_decided_again() -> None:
+    store, sleep = Rivalled(times=1), Recorder()
+
+    outcomes = await service(store, sleep).apply([message(at=NOW), message(at=NOW, conversation_id="c-2")])
+
+    assert outcomes == [Outcome.APPLIED, Outcome.APPLIED]
+    assert store.loads == [["c-1", "c-2"], ["c-1"]]
+    assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
+
+
+async def test_outcomes_are_in_the_order_of_the_events() -> None:
+    events: list[Event] = [
+        tick(NOW),
+        message(at=NOW),
+        message(at=NOW, conversation_id="c-2"),
+        message(Author.SYSTEM, NOW),
+    ]
+
+    events += [events[1], tick(NOW, conversation_id="c-3")]
+
+    outcomes = await service(MemoryStore(), Recorder()).apply(events)
+
+    assert outcomes == [
+        Outcome.UNKNOWN,
+        Outcome.APPLIED,
+        Outcome.APPLIED,
+        Outcome.APPLIED,
+        Outcome.DUPLICATE,
+        Outcome.UNKNOWN,
+    ]
+
+
+async def test_delays_are_drawn_between_zero_and_a_ceiling_that_doubles() -> None:
+    sleep = Recorder()
+    store = Rivalled(times=8)
+
+    await service(store, sleep, attempts=20, initial_seconds=0.1, max_seconds=1.0, lock_after=9).apply(
+        [message(at=NOW)]
+    )
+
+    ceilings = [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0]
+    assert len(sleep.delays) == len(ceilings)
+    assert all(0 <= delay <= ceiling for delay, ceiling in zip(sleep.delays, ceilings, strict=True))
+    assert len(set(sleep.delays)) == len(ceilings)
+
+
+async def test_the_budget_of_a_library_call_is_bounded() -> None:
+    sleep = Recorder()
+    store = Rivalled(times=99)
+
+    with pytest.raises(ConcurrencyError) as caught:
+        await service(store, sleep, attempts=4, lock_after=9).apply(
+            [message(at=NOW), close(at=NOW, conversation_id="c-2")]
+        )
+
+    assert caught.value.conversation_ids == {"c-1"}
+    assert len(sleep.delays) == 3
+    assert "c-2" in store.conversations
+
+
+async def test_after_some_losses_the_row_is_locked_before_it_is_read() -> None:
+    metrics = Metrics()
+
+    await service(Rivalled(times=99), Recorder(), metrics, lock_after=2).apply([message(at=NOW)])
+
+    assert counted(metrics, "conversation_lock_escalations_total") == 1
+    assert counted(metrics, "conversation_write_attempts_total", result="conflict") == 2
+    assert counted(metrics, "conversation_write_attempts_total", result="committed") == 1
+
+
+async def test_attempts_and_backoff_are_counted_per_event_with_an_effect() -> None:
+    metrics, sleep = Metrics(), Recorder()
+    events: list[Event] = [message(at=NOW), close(at=NOW + MINUTE), tick(NOW)]
+
+    await service(Rivalled(times=2), sleep, metrics, lock_after=9).apply(events)
+
+    for kind in ("inbound-message", "manual-close"):
+        assert counted(metrics, "conversation_write_attempts_total", operation=kind, result="conflict") == 2
+        assert counted(metrics, "conversation_write_attempts_total", operation=kind, result="committed") == 1
+        assert counted(metrics, "conversation_retries_total", operation=kind) == 2
+        assert counted(metrics, "conversation_operation_retries_sum", operation=kind) == 2
+        backoff = counted(metrics, "conversation_retry_backoff_seconds_total", operation=kind)
+        assert backoff == pytest.approx(sum(sleep.delays))
+    assert counted(metrics, "conversation_write_attempts_total", operation="tick") == 0
+
+
+async def test_a_consumer_goes_on_past_any_budget() -> None:
+    sleep = Recorder()
+    batch = Batch([message(at=NOW)])
+
+    await service(Rivalled(times=30), sleep, attempts=2, lock_after=99).consume(batch, sleep)
+
+    assert batch.outcomes == [Outcome.APPLIED]
+    assert len(sleep.delays) == 30
+
+
+async def test_draining_ends_the_backoff_and_leaves_the_batch_resumable() -> None:
+    store, recorder = Rivalled(times=1), Recorder()
+    batch = Batch([message(at=NOW), message(at=NOW, conversation_id="c-2")])
+
+    async def draining(_: float) -> None:
+        raise DrainingError("revoked")
+
+    with pytest.raises(DrainingError):
+        await service(store, recorder).consume(batch, draining)
+    assert batch.outcomes == [None, Outcome.APPLIED]
+
+    await service(store, recorder).consume(batch, recorder)
+    assert batch.outcomes == [Outcome.APPLIED, Outcome.APPLIED]
+
+
+class Failing(MemoryStore):
+    """The first saves fail as a whole."""
+
+    def __init__(self, *errors: Callable[[], Exception]) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        if self.errors:
+            raise self.errors.pop(0)()
+        return await super().save(decided, progress)
+
+
+async def test_a_deadlock_is_a_lost_race_of_all_events() -> None:
+    metrics = Metrics()
+
+    await service(Failing(lambda: ContentionError("deadlock")), Recorder(), metrics).apply([message(at=NOW)])
+
+    assert counted(metrics, "conversation_retries_total", reason="deadlock") == 1
+    assert counted(metrics, "conversation_write_attempts_total", result="conflict") == 1
+
+
+async def test_an_outage_is_not_retried_here() -> None:
+    metrics, sleep = Metrics(), Recorder()
+
+    with pytest.raises(UnavailableError):
+        await service(Failing(lambda: UnavailableError("down")), sleep, metrics).apply([message(at=NOW)])
+
+    assert sleep.delays == []
+    assert counted(metrics, "conversation_write_attempts_total", result="error") == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"at": datetime(2026, 1, 1)},  # noqa: DTZ001 - the mistake under test
+        {"at": datetime(2001, 1, 1, tzinfo=UTC)},
+        {"source": "consumer"},
+        {"event_id": ""},
+        {"conversation_id": "x" * 201},
+        {"author": "robot"},
+    ],
+    ids=str,
+)
+async def test_a_library_caller_is_held_to_the_contract(changes: dict[str, Any]) -> None:
+    store = MemoryStore()
+
+    with pytest.raises(InvalidEventError):
+        await service(store, Recorder()).apply([message(at=NOW), message(**{"at": NOW, **changes})])
+
+    assert store.conversations == {}

@@ -1,0 +1,81 @@
+"""Settings: what is wrong is named, what is secret stays so."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from consumer.errors import ConfigurationError
+from consumer.settings import load, variables
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, _, _ in variables():
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONSUMER_KAFKA__BOOTSTRAP", "localhost:9092"),
+        ("CONSUMER_TOPICS", "a"),
+        ("CONSUMER_DATABASE__WRITERS", "many"),
+        ("CONSUMER_DATABASE__WRITERS", "0"),
+        ("CONSUMER_POLICY__PENDING_TTL", "soon"),
+        ("CONSUMER_POLICY__PENDING_TTL", "-5"),
+        ("CONSUMER_HTTP__PORT", "70000"),
+        ("CONSUMER_KAFKA__TOPICS", ""),
+        ("CONSUMER_SECRETS_DIR", "/does/not/exist"),
+    ],
+)
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError, match=name):
+        load()
+
+
+def test_a_stalled_owner_must_be_ended_before_its_successor_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS", "10")
+
+    with pytest.raises(ConfigurationError, match="CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS"):
+        load()
+
+
+def test_sasl_needs_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUMER_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+
+    with pytest.raises(ConfigurationError, match="sasl_username"):
+        load()
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("PT2S", 2)])
+def test_durations_are_written_as_people_do(monkeypatch: pytest.MonkeyPatch, value: str, seconds: int) -> None:
+    monkeypatch.setenv("CONSUMER_POLICY__IDLE_AFTER", value)
+
+    assert load().policy.policy.idle_after == timedelta(seconds=seconds)
+
+
+def test_topics_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUMER_KAFKA__TOPICS", "one, two")
+
+    assert load().kafka.topics == ("one", "two")
+
+
+def test_a_secret_may_be_a_file_and_is_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "CONSUMER_DATABASE__URL").write_text("postgresql://app:hunter2@db/conversation")
+    monkeypatch.setenv("CONSUMER_SECRETS_DIR", str(tmp_path))
+
+    settings = load()
+
+    assert settings.database.url.get_secret_value() == "postgresql://app:hunter2@db/conversation"
+    assert "hunter2" not in repr(settings)
+
+
+def test_an_unknown_secret_file_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "CONSUMER_DATABASE__URI").write_text("postgresql://db")
+    monkeypatch.setenv("CONSUMER_SECRETS_DIR", str(tmp_path))
+
+    with pytest.raises(ConfigurationError, match="CONSUMER_DATABASE__URI"):
+        load()
