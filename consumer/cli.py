@@ -317,6 +317,20 @@ def offsets_set(
 
 
 @app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Chooses the traffic.")] = 1,
+    events: Annotated[int, typer.Option(min=1, help="How many to publish.")] = 24_000,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to publish.")] = 16.0,
+) -> None:
+    """Watch it work: real Kafka and PostgreSQL, two replicas, rival writers, and a verdict. Exit code 1 if one fails."""
+    try:
+        from consumer.devstack import demo as stage  # noqa: PLC0415 - not installed in production
+    except ImportError as error:
+        raise ConfigurationError(f"the demo needs {error.name}, a development package: run `make demo`") from None
+    raise typer.Exit(0 if stage.main(out, stage.Plan(seed, events, seconds)) else 1)
+
+
+@app.command()
 def config() -> None:
     """List every setting: its variable, its default, and what it does."""
     print_table(None, ("variable", "default", "meaning"), configuration.variables())

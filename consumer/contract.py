@@ -42,7 +42,7 @@ def to_event(model: schemas.IncomingEvent) -> Event:
 def check(event: Event) -> None:
     """Raises `InvalidEventError` if the event could not have come over the log either."""
     try:
-        model = schemas.EVENT_MODELS[f"conversation.{event.kind}.v1"].model_validate(_as_record(event))
+        model = schemas.EVENT_MODELS[f"conversation.{event.kind}.v1"].model_validate(as_record(event))
         check_time(model, datetime.now(UTC))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -52,14 +52,15 @@ def check(event: Event) -> None:
         raise InvalidEventError(f"{event.kind} event, {error.detail}") from None
 
 
-def _as_record(event: Event) -> dict[str, Any]:
+def as_record(event: Event) -> dict[str, Any]:
+    """The event as the JSON object that upstream publishes."""
     envelope = {
         "specversion": "1.0",
         "type": f"conversation.{event.kind}.v1",
         "id": event.event_id,
         "source": event.source,
         "subject": event.conversation_id,
-        "time": event.at,
+        "time": event.at.isoformat(),
     }
     match event:
         case Message():

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from consumer.conversation import Author, Event, Intent, ManualClose, Message, Status, Tick
+from consumer.conversation import Author, Intent, ManualClose, Message, Status, Tick
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE, HOUR, SECOND = timedelta(minutes=1), timedelta(hours=1), timedelta(seconds=1)
@@ -27,21 +27,3 @@ def close(status: Status = Status.AGENT_CLOSED, at: datetime = T0, **changes: An
 
 def tick(at: datetime = T0, **changes: Any) -> Tick:
     return Tick(**{"conversation_id": "c-1", "source": "ticker", "event_id": f"t-{next(_ids)}", "at": at, **changes})
-
-
-def as_record(event: Event) -> dict[str, Any]:
-    """The event as the JSON object that upstream publishes."""
-    envelope: dict[str, Any] = {
-        "specversion": "1.0",
-        "type": f"conversation.{event.kind}.v1",
-        "id": event.event_id,
-        "source": event.source,
-        "subject": event.conversation_id,
-        "time": event.at.isoformat(),
-    }
-    match event:
-        case Message():
-            envelope["data"] = {"author": event.author, "intent": event.intent}
-        case ManualClose():
-            envelope["data"] = {"status": event.status, "actor": event.actor, "reason": event.reason}
-    return envelope

@@ -2,18 +2,16 @@
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
-import asyncpg
 import hypothesis
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from consumer import migrations
+from consumer.devstack.database import new_database
 from consumer.devstack.services import Services, services
 from consumer.metrics import Metrics
 from consumer.postgres import PostgresStore
@@ -52,43 +50,21 @@ async def is_apache_kafka(bootstrap_servers: str) -> bool:
         await client.close()
 
 
-def database_url(server: str, name: str) -> str:
-    return urlsplit(server)._replace(path=f"/{name}").geturl()
-
-
-async def execute(url: str, sql: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(sql)
-    finally:
-        await connection.close()
-
-
 @pytest.fixture(scope="session")
 def template(stack: Services) -> Iterator[str]:
     """The URL of a database that the shipped migrations made; tests get copies of it."""
-    name = f"test_template_{secrets.token_hex(4)}"
-    asyncio.run(execute(stack.postgres, f"CREATE DATABASE {name}"))
-    migrations.upgrade(database_url(stack.postgres, name))
-    yield database_url(stack.postgres, name)
-    asyncio.run(execute(stack.postgres, f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-@asynccontextmanager
-async def new_database(template: str) -> AsyncIterator[str]:
-    """The URL of a copy of `template` that lasts as long as the block."""
-    name, server = f"test_{secrets.token_hex(8)}", database_url(template, "postgres")
-    await execute(server, f"CREATE DATABASE {name} TEMPLATE {urlsplit(template).path[1:]}")
-    try:
-        yield database_url(template, name)
-    finally:
-        await execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+    with asyncio.Runner() as runner:
+        made = new_database(stack.postgres, "test_template")
+        url = runner.run(made.__aenter__())
+        migrations.upgrade(url)
+        yield url
+        runner.run(made.__aexit__(None, None, None))
 
 
 @pytest.fixture
-async def database(template: str) -> AsyncIterator[str]:
+async def database(stack: Services, template: str) -> AsyncIterator[str]:
     """The URL of an empty database at the newest schema."""
-    async with new_database(template) as url:
+    async with new_database(stack.postgres, "test", template) as url:
         yield url
 
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from consumer.devstack import supervisor
+from consumer.errors import ConsumerError
 
 NOBODY = 65534
 
 
-class DevstackError(Exception):
+class DevstackError(ConsumerError):
     """A service could not be had; the message says what is missing and what to do."""
 
 

@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 import pytest
 
 from consumer.conversation import Conversation, Event, Outcome, Policy, Status, fold
+from consumer.devstack.database import new_database
+from consumer.devstack.services import Services
 from consumer.errors import StaleOwnerError
 from consumer.postgres import PostgresStore
 from consumer.service import Decided, Partition, Progress, Snapshot, StoredOffset
 from tests.builders import HOUR, MINUTE, close, message, tick
-from tests.conftest import new_database, opened
+from tests.conftest import opened
 from tests.fakes import MemoryStore
 
 NOW = datetime.now(UTC)
@@ -20,11 +22,11 @@ AnyStore = MemoryStore | PostgresStore
 
 
 @pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest, template: str) -> AsyncIterator[AnyStore]:
+async def store(request: pytest.FixtureRequest, stack: Services, template: str) -> AsyncIterator[AnyStore]:
     if request.param == "memory":
         yield MemoryStore()
     else:
-        async with new_database(template) as url, opened(url) as postgres:
+        async with new_database(stack.postgres, "test", template) as url, opened(url) as postgres:
             yield postgres
 
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 
+from consumer.contract import as_record
 from consumer.conversation import Event
 from consumer.devstack.replica import Replica
 from consumer.devstack.services import Services
+from consumer.devstack.topic import delete, read_all
 from consumer.kafka import KafkaProducer, admin
 from consumer.settings import KafkaSettings
-from tests.builders import as_record
 
 PARTITIONS = 3
 
@@ -107,20 +108,8 @@ class Group:
             "OR count(DISTINCT e.version) <> count(*) OR max(e.version) <> count(*)"
         )
 
-    async def dead_letters(self, count: int) -> list[ConsumerRecord[bytes, bytes]]:
-        """All of them, once there are `count`."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.kafka.bootstrap_servers, auto_offset_reset="earliest")
-        await consumer.start()
-        try:
-            consumer.assign([TopicPartition(self.kafka.dead_letter_topic, 0)])
-            found: list[ConsumerRecord[bytes, bytes]] = []
-            deadline = time.monotonic() + 30
-            while len(found) < count and time.monotonic() < deadline:
-                for records in (await consumer.getmany(timeout_ms=200)).values():
-                    found.extend(records)
-            return found
-        finally:
-            await consumer.stop()
+    async def dead_letters(self) -> list[ConsumerRecord[bytes, bytes]]:
+        return await read_all(self.kafka, self.kafka.dead_letter_topic)
 
     async def committed(self) -> dict[int, int]:
         """Kafka's own idea of where the group is, by partition."""
@@ -131,10 +120,6 @@ class Group:
     async def create_topic(self, topic: str, partitions: int = 1, configs: dict[str, str] | None = None) -> None:
         async with admin(self.kafka) as client:
             await client.create(topic, partitions, 1, configs or {})
-
-    async def delete_topic(self, topic: str) -> None:
-        async with admin(self.kafka) as client:
-            await client._client.delete_topics([topic])
 
     async def stored(self) -> dict[int, int]:
         return dict(await self.rows("SELECT partition, next_offset FROM kafka_offset"))
@@ -155,5 +140,4 @@ async def group(stack: Services, database: str, tmp_path: Path) -> AsyncIterator
     yield made
     for replica in made.replicas:
         await replica.stop(signal.SIGKILL)
-    for topic in (*kafka.topics, kafka.dead_letter_topic):
-        await made.delete_topic(topic)
+    await delete(stack.kafka, *kafka.topics, kafka.dead_letter_topic)

@@ -10,11 +10,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 
 from consumer import migrations
+from consumer.contract import as_record
 from consumer.conversation import Author, Event, Status
 from consumer.devstack.postgres_server import PostgresServer
 from consumer.devstack.replica import Replica
+from consumer.devstack.topic import delete
 from schemas import Reason
-from tests.builders import HOUR, MINUTE, as_record, close, message, tick
+from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.e2e.conftest import PARTITIONS, Group, until
 
 NOW = datetime.now(UTC)
@@ -117,7 +119,7 @@ async def test_a_poison_record_becomes_a_dead_letter_and_its_neighbours_are_appl
     await group.publish_raw([(b"c-1", before), (key, value), (b"c-1", after)])
     await group.until_applied(3)
 
-    (letter,) = await group.dead_letters(1)
+    (letter,) = await group.dead_letters()
     headers = {name.removeprefix("__consumer.errors."): content.decode() for name, content in letter.headers}
     assert (letter.key, letter.value) == (key, value)
     assert (headers["reason"], headers["topic"], headers["group"]) == (reason, group.topic, group.kafka.group_id)
@@ -133,7 +135,7 @@ async def test_a_record_without_a_value_is_kept_as_it_was(group: Group, key: byt
     await group.publish_raw([(key, None)])
     await group.until_applied(1)
 
-    (letter,) = await group.dead_letters(1)
+    (letter,) = await group.dead_letters()
     assert (letter.key, letter.value) == (key, None)
 
 
@@ -146,7 +148,7 @@ async def test_headers_of_a_dead_letter_are_kept(group: Group) -> None:
     await producer.stop()
     await group.until_applied(1)
 
-    (letter,) = await group.dead_letters(1)
+    (letter,) = await group.dead_letters()
     assert letter.headers[:2] == (("traceparent", b"00-ab-cd-01"), ("raw", b"\xff"))
 
 
@@ -157,14 +159,14 @@ async def test_what_postgresql_refuses_becomes_a_dead_letter(group: Group) -> No
     await group.publish(message(at=NOW - MINUTE), close(at=NOW, actor="poison"), message(at=NOW))
     await group.until_applied(3)
 
-    (letter,) = await group.dead_letters(1)
+    (letter,) = await group.dead_letters()
     assert dict(letter.headers)["__consumer.errors.reason"] == b"refused"
     assert await group.rows("SELECT status, user_messages FROM conversation") == [("pending", 2)]
 
 
 async def test_an_unavailable_dead_letter_topic_skips_nothing(group: Group) -> None:
     replica = await group.replica(CONSUMER_KAFKA__REQUEST_TIMEOUT_SECONDS="1")
-    await group.delete_topic(group.kafka.dead_letter_topic)
+    await delete(group.kafka.bootstrap_servers, group.kafka.dead_letter_topic)
 
     await group.publish_raw([(b"c-1", b"poison")])
     await group.publish(message(at=NOW))
@@ -173,7 +175,7 @@ async def test_an_unavailable_dead_letter_topic_skips_nothing(group: Group) -> N
     await group.create_topic(group.kafka.dead_letter_topic)
     await group.until_applied(2)
 
-    assert len(await group.dead_letters(1)) == 1
+    assert len(await group.dead_letters()) == 1
     assert await group.history() == 1
 
 

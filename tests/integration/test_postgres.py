@@ -11,12 +11,13 @@ import pytest
 
 from consumer import migrations
 from consumer.conversation import Author, Event, Outcome, Status
+from consumer.devstack.database import execute
 from consumer.errors import ConcurrencyError, InvalidEventError, RefusedError, StaleOwnerError, UnavailableError
 from consumer.metrics import Metrics
 from consumer.postgres import PostgresStore
 from consumer.service import Batch, ConversationService, Partition, Progress, RetryPolicy, StoredOffset
 from tests.builders import HOUR, MINUTE, close, goodbye, message, tick
-from tests.conftest import execute, opened
+from tests.conftest import opened
 from tests.races import counted
 
 NOW = datetime.now(UTC)

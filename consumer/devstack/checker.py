@@ -1,0 +1,131 @@
+"""Judges a run: what was sent and acknowledged against the tables, the dead letters, the offsets and the metrics."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import asyncpg
+from prometheus_client import Metric
+from pydantic import SecretStr
+
+from consumer.conversation import Conversation, Event, Policy, Tick
+from consumer.devstack.replay import replay
+from consumer.devstack.replica import total
+from consumer.devstack.topic import read_all
+from consumer.postgres import PostgresStore
+from consumer.settings import DatabaseSettings, KafkaSettings
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What was sent and acknowledged. An event is known by conversation id, source and event id."""
+
+    events: set[tuple[str, str, str]] = field(default_factory=set)
+    poison: Counter[tuple[bytes | None, bytes | None]] = field(default_factory=Counter)
+    records: int = 0
+    direct: int = 0
+
+    def note(self, event: Event) -> None:
+        if not isinstance(event, Tick):
+            self.events.add((event.conversation_id, event.source, event.event_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One invariant: how many things were looked at, and the first of those that break it."""
+
+    invariant: str
+    looked_at: int
+    violations: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.violations
+
+
+async def judge(
+    ledger: Ledger, kafka: KafkaSettings, database: str, policy: Policy, metrics: list[Metric]
+) -> list[Verdict]:
+    """All invariants, after the log was read to its end and every replica has stopped in good order."""
+    connection = await asyncpg.connect(database)
+    try:
+        return [
+            *await _events(ledger, connection),
+            *await _conversations(database, connection, policy),
+            await _dead_letters(ledger, kafka),
+            await _offsets(ledger, connection),
+            *await _metrics(ledger, connection, metrics),
+        ]
+    finally:
+        await connection.close()
+
+
+async def _events(ledger: Ledger, connection: asyncpg.Connection) -> list[Verdict]:
+    rows = await connection.fetch(
+        "SELECT conversation_id, source, event_id FROM conversation_event WHERE source <> 'consumer'"
+    )
+    seen = Counter(tuple(row) for row in rows)
+    return [
+        Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys())),
+        Verdict("one effect per event", len(seen), _some(key for key, times in seen.items() if times > 1)),
+        Verdict("no event that nobody sent", len(seen), _some(seen.keys() - ledger.events)),
+    ]
+
+
+async def _conversations(database: str, connection: asyncpg.Connection, policy: Policy) -> list[Verdict]:
+    """Reads every conversation with its history, which must be a chain of versions and fold to the rows."""
+    ids = [row[0] for row in await connection.fetch("SELECT conversation_id FROM conversation ORDER BY 1")]
+    broken, unlike, open_early = [], [], []
+    async with PostgresStore.open(DatabaseSettings(url=SecretStr(database))) as store:
+        for conversation_id in ids:
+            sessions, version = await store.conversation(conversation_id)
+            history = await store.history(conversation_id)
+            if [row.version for row, _ in history] != list(range(1, version + 1)):
+                broken.append(conversation_id)
+            if replay(conversation_id, history, policy) != Conversation(conversation_id, version, tuple(sessions)):
+                unlike.append(conversation_id)
+            if any(session.status.is_open for session in sessions[:-1]):
+                open_early.append(conversation_id)
+    return [
+        Verdict("versions 1..V without gap or repeat", len(ids), _some(broken)),
+        Verdict("the history folds to the rows", len(ids), _some(unlike)),
+        Verdict("only the last session may be open", len(ids), _some(open_early)),
+    ]
+
+
+async def _dead_letters(ledger: Ledger, kafka: KafkaSettings) -> Verdict:
+    """The poison, byte for byte. One may repeat after a crash: it names the same place in the log then."""
+    letters = await read_all(kafka, kafka.dead_letter_topic)
+    places = {
+        (dict(letter.headers)["__consumer.errors.partition"], dict(letter.headers)["__consumer.errors.offset"]): letter
+        for letter in letters
+    }
+    found = Counter((letter.key, letter.value) for letter in places.values())
+    differing = (found - ledger.poison) + (ledger.poison - found)
+    return Verdict("dead letters are exactly the poison", ledger.poison.total(), _some(differing))
+
+
+async def _offsets(ledger: Ledger, connection: asyncpg.Connection) -> Verdict:
+    applied = await connection.fetchval("SELECT coalesce(sum(next_offset), 0) FROM kafka_offset")
+    behind = () if applied == ledger.records else (f"offsets at {applied} of {ledger.records}",)
+    return Verdict("offsets at the end of the log", ledger.records, behind)
+
+
+async def _metrics(ledger: Ledger, connection: asyncpg.Connection, metrics: list[Metric]) -> list[Verdict]:
+    """True on runs without a crash: a crash takes its counters along."""
+    rows = await connection.fetchval("SELECT count(*) FROM conversation_event WHERE source <> 'consumer'")
+    ticks = total(metrics, "conversation_events_total", type="tick", outcome="applied")
+    committed = total(metrics, "conversation_write_attempts_total", result="committed")
+    outcomes, received = total(metrics, "conversation_events_total"), ledger.records + ledger.direct
+    return [
+        Verdict("every event received has an outcome", received, _equal(outcomes, received)),
+        Verdict("committed = history rows + effective ticks", int(committed), _equal(committed, rows + ticks)),
+    ]
+
+
+def _equal(found: float, expected: float) -> tuple[str, ...]:
+    return () if found == expected else (f"{found:.0f} instead of {expected:.0f}",)
+
+
+def _some(violations: Iterable[object]) -> tuple[str, ...]:
+    return tuple(str(violation) for violation in violations)

@@ -1,0 +1,27 @@
+"""Databases of the demo and the tests: made and dropped by the name that they were given here."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
+
+
+@asynccontextmanager
+async def new_database(server: str, prefix: str, template: str | None = None) -> AsyncIterator[str]:
+    """The URL of a database that lasts as long as the block; a copy of `template` (a URL), if there is one."""
+    name = f"{prefix}_{secrets.token_hex(8)}"
+    await execute(server, f"CREATE DATABASE {name}" + (f" TEMPLATE {urlsplit(template).path[1:]}" if template else ""))
+    try:
+        yield urlsplit(server)._replace(path=f"/{name}").geturl()
+    finally:
+        await execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def execute(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()

@@ -1,0 +1,49 @@
+"""Writers beside the consumer: programs that use the service on the same conversations, and one that holds a lock."""
+
+import asyncio
+from random import Random
+
+import asyncpg
+
+from consumer.devstack.checker import Ledger
+from consumer.devstack.traffic import Traffic
+from consumer.errors import ConcurrencyError
+from consumer.service import ConversationService
+
+HOLD_SECONDS = 0.7
+PAUSE_SECONDS = 1.0
+
+
+async def rival(name: str, service: ConversationService, traffic: Traffic, ledger: Ledger, stop: asyncio.Event) -> None:
+    """Applies one event after the other to the hot conversations, as an API or a back office would."""
+    random = Random(name)
+    while not stop.is_set():
+        event = traffic.event(random.choice(traffic.hot), name)
+        await insist(service, event)
+        ledger.note(event)
+        ledger.direct += 1
+
+
+async def insist(service: ConversationService, event: object) -> None:
+    """A caller that comes back when its retry budget was used up: the same event again is safe."""
+    while True:
+        try:
+            await service.apply([event])  # type: ignore[list-item]
+        except ConcurrencyError:
+            continue
+        return
+
+
+async def lock_holder(url: str, traffic: Traffic, stop: asyncio.Event) -> None:
+    """Somebody with a long transaction on a hot row, again and again."""
+    random = Random("lock holder")
+    connection = await asyncpg.connect(url)
+    try:
+        while not stop.is_set():
+            async with connection.transaction():
+                key = random.choice(traffic.hot)
+                await connection.execute("SELECT 1 FROM conversation WHERE conversation_id = $1 FOR UPDATE", key)
+                await asyncio.sleep(HOLD_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
+    finally:
+        await connection.close()
