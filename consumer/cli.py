@@ -322,7 +322,7 @@ def demo(
     events: Annotated[int, typer.Option(min=1, help="How many to publish.")] = 24_000,
     seconds: Annotated[float, typer.Option(min=1, help="How long to publish.")] = 16.0,
 ) -> None:
-    """Watch it work: real Kafka and PostgreSQL, two replicas, rival writers, and a verdict. Exit code 1 if one fails."""
+    """Watch it work: real Kafka and PostgreSQL, two replicas, rival writers, and a verdict. Exit code 1 if it fails."""
     try:
         from consumer.devstack import demo as stage  # noqa: PLC0415 - not installed in production
     except ImportError as error:
@@ -331,8 +331,11 @@ def demo(
 
 
 @app.command()
-def config() -> None:
+def config(markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False) -> None:
     """List every setting: its variable, its default, and what it does."""
+    if markdown:
+        typer.echo(configuration.markdown())
+        return
     print_table(None, ("variable", "default", "meaning"), configuration.variables())
 
 

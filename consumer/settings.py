@@ -205,6 +205,12 @@ def variables() -> Iterator[tuple[str, str, str]]:
             yield f"{PREFIX}{group}__{name}".upper(), _shown(default), inner.description or ""
 
 
+def markdown() -> str:
+    """All settings as a table."""
+    rows = (f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |" for name, default, meaning in variables())
+    return "\n".join(("| Variable | Default | Meaning |", "|---|---|---|", *rows))
+
+
 def _shown(default: object) -> str:
     match default:
         case None:

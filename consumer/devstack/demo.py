@@ -36,6 +36,7 @@ RIVALS = 2
 CHUNKS_PER_SECOND = 20
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 60
+APPLIED = "SELECT coalesce(sum(next_offset), 0) FROM kafka_offset"
 SHORT = PolicySettings.model_validate(
     {
         "pending_ttl": "4s",
@@ -184,7 +185,7 @@ async def _until_applied(database: str, records: int) -> None:
     connection = await asyncpg.connect(database)
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while await connection.fetchval("SELECT coalesce(sum(next_offset), 0) FROM kafka_offset") < records:
+            while await connection.fetchval(APPLIED) < records:  # noqa: ASYNC110 - other processes move it
                 await asyncio.sleep(POLL_SECONDS)
     finally:
         await connection.close()

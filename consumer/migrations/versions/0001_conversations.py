@@ -34,6 +34,13 @@ def session_columns() -> list[sa.Column[Any]]:
 
 
 def upgrade() -> None:
+    create_conversation()
+    create_archive()
+    create_history()
+    create_outbox_and_offsets()
+
+
+def create_conversation() -> None:
     op.create_table(
         "conversation",
         sa.Column("conversation_id", ID, primary_key=True),
@@ -47,6 +54,9 @@ def upgrade() -> None:
     op.create_index(
         "conversation_wake_at", "conversation", ["wake_at"], postgresql_where=sa.text("wake_at IS NOT NULL")
     )
+
+
+def create_archive() -> None:
     op.create_table(
         "conversation_session_archive",
         sa.Column("conversation_id", ID),
@@ -58,6 +68,9 @@ def upgrade() -> None:
         f"CREATE VIEW conversation_session AS SELECT {columns} FROM conversation "
         f"UNION ALL SELECT {columns} FROM conversation_session_archive"
     )
+
+
+def create_history() -> None:
     op.create_table(
         "conversation_event",
         sa.Column("conversation_id", ID),
@@ -76,6 +89,9 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text),
         sa.PrimaryKeyConstraint("conversation_id", "source", "event_id"),
     )
+
+
+def create_outbox_and_offsets() -> None:
     op.create_table(
         "transition_outbox",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),

@@ -1,0 +1,191 @@
+"""The commands as a user types them: what they print, where they exit, what they say when held wrong."""
+
+import asyncio
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from consumer.contract import as_record
+from consumer.conversation import Status
+from consumer.devstack.database import new_database
+from consumer.devstack.services import Services
+from consumer.devstack.topic import delete, read_all
+from tests.builders import HOUR, close, message
+from tests.e2e.conftest import Group
+
+NOW = datetime.now(UTC)
+
+
+async def command(group: Group, *arguments: str, **settings: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error)."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CONSUMER_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "consumer", *arguments),
+        env={**inherited, **group.environment, **settings},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+class TestRunHeldWrong:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("CONSUMER_KAFKA__BOOTSTRAP_SERVER", "localhost:9092"),
+            ("CONSUMER_DATABASE__WRITERS", "none"),
+        ],
+    )
+    async def test_a_wrong_setting_is_named(self, group: Group, name: str, value: str) -> None:
+        code, _, err = await command(group, "run", **{name: value})
+
+        assert (code, "Traceback" in err) == (2, False)
+        assert name in err
+
+    async def test_a_missing_topic_names_the_command(self, group: Group) -> None:
+        code, _, err = await command(group, "run", CONSUMER_KAFKA__TOPICS="nobody-made-this")
+
+        assert code == 2
+        assert "topic nobody-made-this does not exist: run `conversation-consumer topics`" in err
+
+    async def test_a_dead_letter_topic_that_is_too_small_is_named(self, group: Group) -> None:
+        await delete(group.kafka.bootstrap_servers, group.kafka.dead_letter_topic)
+        await group.create_topic(group.kafka.dead_letter_topic)
+
+        code, _, err = await command(group, "run")
+
+        assert code == 2
+        assert f"max.message.bytes of {group.kafka.dead_letter_topic}" in err
+
+    async def test_an_old_schema_names_the_command(self, group: Group, stack: Services) -> None:
+        async with new_database(stack.postgres, "test") as empty:
+            code, _, err = await command(group, "run", CONSUMER_DATABASE__URL=empty)
+
+        assert code == 2
+        assert "run `conversation-consumer migrate`" in err
+
+    async def test_a_database_that_is_not_there_is_an_error_not_a_traceback(self, group: Group) -> None:
+        code, _, err = await command(group, "run", CONSUMER_DATABASE__URL="postgresql://me:hunter2@127.0.0.1:1/none")
+
+        assert (code, "Traceback" in err, "hunter2" in err) == (1, False, False)
+
+    async def test_an_unknown_command_is_a_usage_error(self, group: Group) -> None:
+        code, _, err = await command(group, "jump")
+
+        assert (code, "jump" in err) == (2, True)
+
+
+class TestMigrate:
+    async def test_it_makes_the_schema_that_run_needs(self, group: Group, stack: Services) -> None:
+        async with new_database(stack.postgres, "test") as empty:
+            _, before, _ = await command(group, "migrate", "status", CONSUMER_DATABASE__URL=empty)
+            code, _, _ = await command(group, "migrate", CONSUMER_DATABASE__URL=empty)
+            _, after, _ = await command(group, "migrate", "status", CONSUMER_DATABASE__URL=empty)
+
+        assert code == 0
+        assert before.startswith("database nothing, this build 0001")
+        assert after.startswith("database 0001, this build 0001")
+
+    async def test_replicas_may_migrate_at_once(self, group: Group, stack: Services) -> None:
+        async with new_database(stack.postgres, "test") as empty:
+            runs = await asyncio.gather(*(command(group, "migrate", CONSUMER_DATABASE__URL=empty) for _ in range(3)))
+
+        assert [code for code, _, _ in runs] == [0, 0, 0]
+
+    async def test_it_prints_the_statements(self, group: Group) -> None:
+        code, out, _ = await command(group, "migrate", "sql")
+
+        assert (code, "CREATE TABLE kafka_offset" in out) == (0, True)
+
+
+async def test_topics_are_made_once(group: Group) -> None:
+    names = {
+        f"CONSUMER_KAFKA__{kind}": f"{group.topic}.{kind.lower()}"
+        for kind in ("TOPICS", "DEAD_LETTER_TOPIC", "TRANSITION_TOPIC")
+    }
+
+    _, first, _ = await command(group, "topics", "--partitions", "2", **names)
+    code, second, _ = await command(group, "topics", "--partitions", "2", **names)
+    await delete(group.kafka.bootstrap_servers, *names.values())
+
+    assert (code, first.count("created"), second.count("was there")) == (0, 3, 3)
+
+
+async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group, tmp_path: Path) -> None:
+    good = [json.dumps(as_record(message(at=NOW, conversation_id=f"c-{number}"))) for number in range(3)]
+    file = tmp_path / "events.jsonl"
+    file.write_text(
+        "\n".join([good[0], "nonsense", "", good[1], json.dumps({**as_record(close()), "data": {}}), good[2]])
+    )
+
+    code, out, err = await command(group, "publish", str(file))
+
+    assert code == 1
+    assert "3 published, 2 rejected" in out
+    assert "line 2: not a JSON object with a subject" in err
+    assert "line 5: schema_violation: data.status: Field required" in err
+    records = await read_all(group.kafka, group.topic)
+    assert sorted((record.key, record.value) for record in records) == [
+        (f"c-{number}".encode(), line.encode()) for number, line in enumerate(good)
+    ]
+
+
+async def test_a_conversation_is_shown_with_its_history(group: Group) -> None:
+    replica = await group.replica()
+    await group.publish(
+        message(at=NOW - HOUR), close(Status.AGENT_CLOSED, NOW, reason="solved"), message(at=NOW + HOUR / 3600)
+    )
+    await group.until_applied(3)
+    await replica.stop()
+
+    _, shown, _ = await command(group, "conversation", "show", "c-1")
+    _, sessions, _ = await command(group, "conversation", "show", "c-1", "--json")
+    _, told, _ = await command(group, "conversation", "history", "c-1")
+    _, rows, _ = await command(group, "conversation", "history", "c-1", "--json")
+
+    assert "agent_closed" in shown
+    assert "solved" in shown
+    assert [session["status"] for session in json.loads(sessions)["sessions"]] == ["agent_closed", "pending"]
+    assert "pending -> agent_closed" in told
+    assert [json.loads(row)["version"] for row in rows.splitlines()] == [1, 2, 3]
+
+
+async def test_an_unknown_conversation_is_an_error(group: Group) -> None:
+    for what in ("show", "history"):
+        code, _, err = await command(group, "conversation", what, "nobody")
+
+        assert (code, "no conversation 'nobody'" in err) == (1, True)
+
+
+async def test_an_offset_is_set_only_with_yes(group: Group) -> None:
+    replica = await group.replica()
+    await group.publish(message(at=NOW))
+    await group.until_applied(1)
+    await replica.stop()
+
+    _, plan, _ = await command(group, "offsets", "set", group.topic, "1", "0")
+    unchanged = await group.stored()
+    code, _, _ = await command(group, "offsets", "set", group.topic, "1", "9", "--yes")
+    _, shown, _ = await command(group, "offsets", "show")
+
+    assert "nothing done: add --yes" in plan
+    assert (code, unchanged[1] == 9, (await group.stored())[1]) == (0, False, 9)
+    assert group.topic in shown
+
+
+async def test_an_offset_of_a_partition_that_does_not_exist_is_an_error(group: Group) -> None:
+    code, _, err = await command(group, "offsets", "set", group.topic, "99", "0", "--yes")
+
+    assert (code, f"there is no {group.topic}[99]" in err) == (2, True)
+
+
+async def test_the_settings_are_listed_whole(group: Group) -> None:
+    _, out, _ = await command(group, "config")
+
+    assert "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS" in out

@@ -1,0 +1,87 @@
+"""The repository keeps its own rules."""
+
+import ast
+import re
+import subprocess
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from consumer import settings
+from consumer.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+SOURCES = sorted(chain(ROOT.glob("consumer/**/*.py"), ROOT.glob("schemas/*.py")))
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+def test_no_file_names_a_package_registry() -> None:
+    registry = re.compile(r"pypi\.org|pythonhosted|maven\.org|registry\.npmjs|index-url")
+    others = [path for path in tracked() if path.is_file() and path != Path(__file__)]
+
+    assert [path for path in others if registry.search(path.read_text(errors="ignore"))] == []
+
+
+@pytest.mark.parametrize("lock", sorted(path.name for path in ROOT.glob("requirements*.lock")))
+def test_every_locked_requirement_has_a_version_and_a_hash(lock: str) -> None:
+    entries = re.split(r"\n(?=\S)", (ROOT / lock).read_text().strip())
+    requirements = [entry for entry in entries if not entry.startswith("#")]
+
+    assert requirements
+    for entry in requirements:
+        assert re.match(r"[a-z0-9_.-]+==\S+", entry), entry[:60]
+        assert "--hash=sha256:" in entry, entry[:60]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_function_is_longer_than_40_lines(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 40, node.name
+
+
+@pytest.mark.parametrize(
+    ("technology", "home"), [("aiokafka", "kafka.py"), ("sqlalchemy", "postgres.py"), ("asyncpg", "postgres.py")]
+)
+def test_each_technology_has_one_importer(technology: str, home: str) -> None:
+    importers = [
+        path.name
+        for path in ROOT.glob("consumer/*.py")
+        if re.search(rf"^\s*(import|from) {technology}\b", path.read_text(), re.M)
+    ]
+
+    assert importers == [home]
+
+
+def test_the_readme_has_the_settings_as_they_are() -> None:
+    assert settings.markdown() in README
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    tests = "\n".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    named = set(re.findall(r"`((?:test_|Test)\w+)`", README))
+
+    assert named
+    assert {name for name in named if not re.search(rf"(def|class) {name}\b", tests)} == set()
+
+
+def test_every_metric_that_the_readme_names_exists() -> None:
+    families = {family.name for family in Metrics().registry.collect()}
+    named = set(re.findall(r"\bconversation_\w+?(?=_total|_sum|_count|\{)", README))
+
+    assert named
+    assert named <= families
+
+
+def test_every_file_that_the_readme_links_exists() -> None:
+    linked = set(re.findall(r"\]\(([^)#:]+)\)", README))
+
+    assert linked
+    assert {name for name in linked if not (ROOT / name).exists()} == set()
