@@ -153,9 +153,11 @@ class Metrics:
             for event in effects(change):
                 self.write_attempts.labels(event.kind, result).inc()
 
-    def retried(self, change: Change, reason: str) -> None:
+    def retried(self, change: Change, reason: str, backoff_seconds: float) -> None:
+        """Counts a retry per event with an effect, and the wait before it."""
         for event in effects(change):
             self.retries.labels(event.kind, reason).inc()
+            self.retry_backoff.labels(event.kind).inc(backoff_seconds)
 
     def committed(self, change: Change, losses: int, topic: str, now: float, seconds: float) -> None:
         """Counts what became of a conversation's events. `now` is a Unix time, `seconds` the time it took."""

@@ -26,7 +26,7 @@ from tenacity.stop import stop_base
 from consumer.contract import check
 from consumer.conversation import Change, Conversation, Event, Identity, Outcome, Policy, fold
 from consumer.errors import ConcurrencyError, ContentionError, RefusedError, StoreError, UnavailableError
-from consumer.metrics import DIRECT, Metrics, effects
+from consumer.metrics import DIRECT, Metrics
 
 Sleep = Callable[[float], Awaitable[None]]
 EventsById = Mapping[str, Sequence[Event]]
@@ -121,7 +121,7 @@ class Batch:
         self.topic = topic
         self.outcomes: list[Outcome | None] = [None] * len(self.events)
         self.losses: Counter[str] = Counter()
-        self.losing: tuple[Change, ...] = ()
+        self.losing: Sequence[tuple[Change, str]] = ()
         self.started = time.monotonic()
 
     def pending(self, part: Sequence[int]) -> dict[str, list[int]]:
@@ -222,7 +222,7 @@ class ConversationService:
             wait=self._full_jitter,
             stop=stop,
             sleep=sleep,
-            before_sleep=lambda state: self._count_backoff(batch, state),
+            before_sleep=lambda state: self._count_retry(batch, state),
             reraise=True,
         ):
             with attempt:
@@ -237,8 +237,8 @@ class ConversationService:
                 decided = self._decide(await self._store.load(events), events)
                 lost = await self._counted(batch, decided, self._store.save(decided, progress))
             else:
-                self._metrics.lock_escalations.inc(len(events))
                 async with self._store.locked(events, progress) as rows:
+                    self._metrics.lock_escalations.inc(len(events))
                     decided = self._decide(rows.snapshot, events)
                     lost = await self._counted(batch, decided, rows.save(decided))
         self._settle(batch, pending, decided, lost)
@@ -280,17 +280,14 @@ class ConversationService:
             raise ContentionError(next(iter(lost.values())))
 
     def _lose(self, batch: Batch, losing: Sequence[tuple[Change, str]]) -> None:
-        for change, reason in losing:
-            self._metrics.attempted([change], "conflict")
-            self._metrics.retried(change, reason)
-        batch.losing = tuple(change for change, _ in losing)
-        batch.losses.update(change.before.id for change in batch.losing)
+        self._metrics.attempted((change for change, _ in losing), "conflict")
+        batch.losses.update(change.before.id for change, _ in losing)
+        batch.losing = losing
 
     def _full_jitter(self, state: RetryCallState) -> float:
         return self._rng.uniform(0, self._ceiling(state))
 
-    def _count_backoff(self, batch: Batch, state: RetryCallState) -> None:
+    def _count_retry(self, batch: Batch, state: RetryCallState) -> None:
         seconds = state.next_action.sleep if state.next_action else 0.0
-        for change in batch.losing:
-            for event in effects(change):
-                self._metrics.retry_backoff.labels(event.kind).inc(seconds)
+        for change, reason in batch.losing:
+            self._metrics.retried(change, reason, seconds)
