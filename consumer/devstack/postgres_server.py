@@ -27,6 +27,14 @@ class PostgresServer:
     def dsn(self) -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
 
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    @property
+    def directory(self) -> Path:
+        return self._server.directory
+
     def restart(self, with_signal: signal.Signals = signal.SIGINT) -> None:
         """Shuts down (SIGINT fast, SIGQUIT immediate, SIGKILL a crash), starts again and waits until it accepts."""
         self._server.restart(with_signal, self._accepts)
