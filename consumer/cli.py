@@ -31,6 +31,7 @@ from consumer.metrics import Metrics
 from consumer.postgres import PostgresStore
 from consumer.service import ConversationService, Partition, RetryPolicy, StoredOffset
 from consumer.settings import Settings
+from consumer.ticker import Ticker
 from consumer.worker import PartitionWorker
 from schemas import Invalid, decode
 
@@ -104,6 +105,34 @@ async def consume(settings: Settings) -> None:
             log.info("started", http_port=port, topics=settings.kafka.topics, group=settings.kafka.group_id)
             await source.run()
             watch.cancel()
+    log.info("stopped")
+
+
+@app.command()
+def ticker() -> None:
+    """Emit a tick for every conversation whose deadline has passed, until SIGTERM or SIGINT."""
+    settings = configuration.load()
+    logs.configure(settings.log)
+    asyncio.run(tick(settings))
+
+
+async def tick(settings: Settings) -> None:
+    """One ticker; several share the work."""
+    metrics, health = Metrics(settings.kafka.topics), Health(joined=True)
+    metrics.build_info.labels(version("conversation-consumer")).set(1)
+    topic = settings.kafka.topics[0]
+    await check_topics(settings.kafka)
+    async with PostgresStore.open(settings.database, metrics) as store, KafkaProducer.open(settings.kafka) as producer:
+        await check_schema(store)
+
+        async def emit(key: bytes, value: bytes) -> None:
+            await producer.publish(topic, [(key, value)])
+
+        ticking = Ticker(store, emit, settings.ticker, metrics, health)
+        async with serve(settings.http, metrics, health, store.answers) as port:
+            stop_on_signals(ticking.stop)
+            log.info("ticking", http_port=port, topic=topic)
+            await ticking.run()
     log.info("stopped")
 
 

@@ -35,6 +35,7 @@ class Metrics:
         self._traffic(topics)
         self._conflicts()
         self._runtime()
+        self._ticker()
 
     def _traffic(self, topics: Collection[str]) -> None:
         reg = self.registry
@@ -144,8 +145,27 @@ class Metrics:
             self.rebalances.labels(phase)
         for result in ("ok", "error"):
             self.offset_commits.labels(result)
-        for operation in ("load", "save", "locked"):
+        for operation in ("load", "save", "locked", "ring"):
             self.db_transaction.labels(operation)
+
+    def _ticker(self) -> None:
+        reg = self.registry
+        self.ticks = Counter(
+            "conversation_ticks_total", "Alarms that rang, by what came of them.", ["result"], registry=reg
+        )
+        self.tick_delay = Histogram(
+            "conversation_tick_delay_seconds",
+            "From the deadline to its tick.",
+            buckets=AGE_BUCKETS,
+            registry=reg,
+        )
+        self.expiry_overdue = Gauge(
+            "conversation_expiry_overdue",
+            "Deadlines passed a minute ago or longer, still without effect.",
+            registry=reg,
+        )
+        for result in ("emitted", "rearmed", "failed"):
+            self.ticks.labels(result)
 
     def attempted(self, changes: Iterable[Change], result: str) -> None:
         """Counts a write attempt per event with an effect."""

@@ -21,6 +21,7 @@ from consumer.errors import ConsumerError, ContentionError, RefusedError, StaleO
 from consumer.metrics import Metrics
 from consumer.service import Decided, EventsById, Lost, Partition, Progress, Snapshot, StoredOffset
 from consumer.settings import DatabaseSettings
+from consumer.ticker import Alarm
 
 metadata = sa.MetaData()
 _ID = sa.Text(collation="C")
@@ -172,6 +173,19 @@ _GUARD = f"SELECT 1 FROM kafka_offset WHERE {_OF_PARTITION} AND next_offset = $4
 _ADVANCE = f"UPDATE kafka_offset SET next_offset = $4 WHERE {_OF_PARTITION}"
 _STORED_OFFSET = f"SELECT cluster_id, next_offset FROM kafka_offset WHERE {_OF_PARTITION}"
 _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
+_DEADLINE = "LEAST(idle_at, expires_at)"
+_RING = f"""
+    UPDATE conversation AS c SET wake_at = CASE
+        WHEN due.deadline >= due.now THEN due.deadline
+        ELSE due.now + LEAST(GREATEST(due.now - due.deadline, interval '60 s'), interval '15 min') END
+    FROM (
+        SELECT conversation_id, {_DEADLINE} AS deadline, statement_timestamp() AS now FROM conversation
+        WHERE wake_at <= statement_timestamp() ORDER BY wake_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS due WHERE c.conversation_id = due.conversation_id
+    RETURNING c.conversation_id, due.deadline, due.now"""
+_OVERDUE = f"""
+    SELECT count(*) FROM conversation
+    WHERE wake_at < now() + interval '15 min' AND {_DEADLINE} < now() - interval '60 s'"""
 _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5"""
@@ -224,6 +238,16 @@ class PostgresStore:
         async with self._transaction("locked", progress) as connection:
             await _execute(connection, _LOCK, list(events))
             yield PostgresLockedRows(connection, await _load(connection, events), progress)
+
+    async def ring(self, limit: int) -> list[Alarm]:
+        """See `ticker.Alarms`. Rows that somebody else holds are left to ring again."""
+        async with self._transaction("ring", None) as connection:
+            return [Alarm(*row) for row in await _execute(connection, _RING, limit)]
+
+    async def overdue(self) -> int:
+        """See `ticker.Alarms`. What is overdue has an alarm within the next quarter of an hour."""
+        async with self._measured("load"), self._reading.connect() as connection:
+            return int((await _execute(connection, _OVERDUE))[0][0])
 
     async def stored_offset(self, partition: Partition) -> StoredOffset | None:
         async with self._measured("load"), self._reading.connect() as connection:

@@ -133,6 +133,13 @@ class WorkerSettings(_Group):
     drain_seconds: Seconds = Field(20.0, description="How long SIGTERM waits for batches in flight.")
 
 
+class TickerSettings(_Group):
+    batch: int = Field(1000, ge=1, description="Most alarms taken at once.")
+    interval_seconds: Seconds = Field(0.5, description="How often the ticker looks for alarms when few ring.")
+    max_unacknowledged: int = Field(5000, ge=1, description="Ticks in flight before the ticker slows down.")
+    drain_seconds: Seconds = Field(10.0, description="How long SIGTERM waits for ticks in flight.")
+
+
 class HttpSettings(_Group):
     host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz.")  # noqa: S104
     port: int = Field(8080, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
@@ -155,6 +162,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     retry: RetrySettings = RetrySettings()
     worker: WorkerSettings = WorkerSettings()
+    ticker: TickerSettings = TickerSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 

@@ -1,4 +1,4 @@
-"""One replica of the consumer as a process of its own, as an operator would run it."""
+"""One replica of the consumer, or a ticker, as a process of its own, as an operator would run it."""
 
 import asyncio
 import os
@@ -16,9 +16,10 @@ from consumer.devstack.process import free_port
 
 
 class Replica:
-    """`conversation-consumer run` under the given settings, its log in a file."""
+    """`conversation-consumer run`, or another command that serves, under the given settings, its log in a file."""
 
-    def __init__(self, settings: Mapping[str, str], log: Path) -> None:
+    def __init__(self, settings: Mapping[str, str], log: Path, command: str = "run") -> None:
+        self._command = command
         self.port = free_port()
         self.log = log
         own = {
@@ -33,7 +34,7 @@ class Replica:
     async def start(self) -> "Replica":
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "consumer", "run"), env=self._environment, stdout=log, stderr=log
+                *(sys.executable, "-m", "consumer", self._command), env=self._environment, stdout=log, stderr=log
             )
         return self
 

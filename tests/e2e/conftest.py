@@ -64,9 +64,9 @@ class Group:
         await until(replica.ready, "the replica is ready")
         return replica
 
-    async def unready_replica(self, **settings: str) -> Replica:
+    async def unready_replica(self, command: str = "run", **settings: str) -> Replica:
         log = self._logs / f"replica-{len(self.replicas)}.log"
-        replica = await Replica({**self.environment, **settings}, log).start()
+        replica = await Replica({**self.environment, **settings}, log, command).start()
         self.replicas.append(replica)
         return replica
 

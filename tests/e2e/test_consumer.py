@@ -344,6 +344,23 @@ async def test_a_frozen_owner_that_comes_back_harms_nothing(group: Group) -> Non
     assert await successor.ready()
 
 
+async def test_the_ticker_lets_deadlines_pass_without_any_other_event(group: Group) -> None:
+    await group.replica(CONSUMER_POLICY__PENDING_TTL="2s")
+    ticker = await group.unready_replica("ticker", CONSUMER_TICKER__INTERVAL_SECONDS="0.05")
+    await until(ticker.ready, "the ticker is ready")
+    await group.publish(*(message(at=datetime.now(UTC), conversation_id=f"c-{number}") for number in range(50)))
+
+    await until(lambda: expired(group, 50), "all have expired")
+
+    assert await ticker.count("conversation_ticks_total", result="emitted") == 50
+    assert await group.rows("SELECT DISTINCT closed_by, close_reason FROM conversation") == [("timer", "pending_ttl")]
+    assert await ticker.stop() == 0
+
+
+async def expired(group: Group, count: int) -> bool:
+    return bool(await group.one("SELECT count(*) FROM conversation WHERE status = 'expired'") == count)
+
+
 async def test_published_transitions_are_the_status_changes(group: Group) -> None:
     await group.replica()
     await group.publish(message(at=NOW - HOUR), message(Author.AGENT, NOW), message(at=NOW), close(at=NOW))

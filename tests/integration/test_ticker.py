@@ -1,0 +1,234 @@
+"""The reference ticker on real alarms: nothing starves, nothing multiplies, nothing is lost."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from consumer.conversation import Author, Outcome, Status
+from consumer.devstack.database import execute
+from consumer.errors import UnavailableError
+from consumer.health import Health
+from consumer.metrics import Metrics
+from consumer.postgres import PostgresStore
+from consumer.service import ConversationService
+from consumer.settings import TickerSettings
+from consumer.ticker import Emit, Ticker
+from schemas import decode
+from tests.builders import HOUR, MINUTE, message, tick
+from tests.conftest import opened
+from tests.races import counted
+
+NOW = datetime.now(UTC)
+QUICK = TickerSettings(interval_seconds=0.02)
+
+
+class Recorder:
+    """What was emitted, as the consumer will read it."""
+
+    def __init__(self) -> None:
+        self.ticks: list[tuple[str, datetime]] = []
+
+    async def __call__(self, key: bytes, value: bytes) -> None:
+        event = decode(key, value, now=datetime.now(UTC))
+        self.ticks.append((event.subject, event.time))
+
+    @property
+    def ids(self) -> Counter[str]:
+        return Counter(key for key, _ in self.ticks)
+
+
+async def run_until(condition: Callable[[], Awaitable[bool]], *tickers: Ticker) -> None:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for ticker in tickers:
+            group.create_task(ticker.run())
+        while not await condition():  # noqa: ASYNC110 - the database has no event to wait for
+            await asyncio.sleep(0.01)
+        for ticker in tickers:
+            ticker.stop()
+            ticker.stop()
+
+
+def ticker(
+    store: PostgresStore, emit: Emit, metrics: Metrics | None = None, settings: TickerSettings = QUICK
+) -> Ticker:
+    return Ticker(store, emit, settings, metrics or Metrics(), Health())
+
+
+async def silent(database: str) -> bool:
+    """Whether no alarm rings any more."""
+    connection = await asyncpg.connect(database)
+    try:
+        return not await connection.fetchval("SELECT count(*) FROM conversation WHERE wake_at <= now()")
+    finally:
+        await connection.close()
+
+
+async def overdue_conversations(store: PostgresStore, count: int) -> None:
+    await ConversationService(store).apply(
+        [message(at=NOW - 49 * HOUR, conversation_id=f"c-{number}") for number in range(count)]
+    )
+
+
+async def pass_time(database: str, span: timedelta) -> None:
+    """As if so much time had gone by, for the alarms and the deadlines."""
+    seconds = span.total_seconds()
+    shifts = ", ".join(f"{name} = {name} - interval '{seconds} s'" for name in ("wake_at", "idle_at", "expires_at"))
+    await execute(database, f"UPDATE conversation SET {shifts}")
+
+
+async def test_ten_thousand_that_are_due_at_once_get_one_tick_each(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 10_000)
+    recorder, metrics = Recorder(), Metrics()
+
+    await run_until(lambda: silent(database), ticker(store, recorder, metrics))
+
+    assert len(recorder.ids) == 10_000
+    assert set(recorder.ids.values()) == {1}
+    assert counted(metrics, "conversation_ticks_total", result="emitted") == 10_000
+    assert counted(metrics, "conversation_tick_delay_seconds_count") == 10_000
+
+
+async def test_two_tickers_share_the_work(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 3000)
+    one, other = Recorder(), Recorder()
+    small = TickerSettings(interval_seconds=0.02, batch=50)
+
+    async with opened(database) as second:
+        await run_until(
+            lambda: silent(database), ticker(store, one, settings=small), ticker(second, other, settings=small)
+        )
+
+    assert one.ids
+    assert other.ids
+    assert set((one.ids + other.ids).values()) == {1}
+    assert len(one.ids + other.ids) == 3000
+
+
+async def test_the_tick_makes_the_deadline_count(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 1)
+    recorder = Recorder()
+
+    await run_until(lambda: silent(database), ticker(store, recorder))
+    ((key, at),) = recorder.ticks
+
+    assert await ConversationService(store).apply([tick(at, conversation_id=key)]) == [Outcome.APPLIED]
+    assert (await store.conversation("c-0"))[0][0].status is Status.EXPIRED
+    assert await silent(database)
+
+
+async def test_an_alarm_whose_deadline_moved_is_set_anew(store: PostgresStore, database: str) -> None:
+    service = ConversationService(store)
+    await service.apply([message(at=NOW - 49 * HOUR, conversation_id="c-1")])
+    await execute(database, "UPDATE conversation SET expires_at = now() + interval '1 h'")
+    recorder, metrics = Recorder(), Metrics()
+
+    await run_until(lambda: silent(database), ticker(store, recorder, metrics))
+
+    assert recorder.ticks == []
+    assert counted(metrics, "conversation_ticks_total", result="rearmed") == 1
+
+
+async def test_a_tick_lost_between_commit_and_emission_comes_again(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 1)
+    await store.ring(10)
+    recorder = Recorder()
+
+    await run_until(lambda: silent(database), ticker(store, recorder))
+    assert recorder.ticks == []
+    await execute(database, "UPDATE conversation SET wake_at = wake_at - interval '901 s'")
+    await run_until(lambda: silent(database), ticker(store, recorder))
+
+    assert recorder.ids == {"c-0": 1}
+
+
+async def test_an_outage_of_kafka_does_not_multiply_ticks(store: PostgresStore, database: str) -> None:
+    await ConversationService(store).apply([message(at=NOW - 48 * HOUR)])
+    attempts = 0
+
+    async def down(_: bytes, __: bytes) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise UnavailableError("no broker")
+
+    metrics = Metrics()
+    for _ in range(30):
+        await run_until(lambda: silent(database), ticker(store, down, metrics))
+        await pass_time(database, MINUTE)
+
+    assert 3 <= attempts <= 8
+    assert counted(metrics, "conversation_ticks_total", result="failed") == attempts
+
+
+async def test_one_stuck_partition_starves_no_other(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 400)
+    recorder, released = Recorder(), asyncio.Event()
+
+    async def half_stuck(key: bytes, value: bytes) -> None:
+        if int(key.decode().removeprefix("c-")) % 2:
+            await released.wait()
+        await recorder(key, value)
+
+    async def others_done() -> bool:
+        done = len(recorder.ids) >= 200
+        if done:
+            assert all(int(key.removeprefix("c-")) % 2 == 0 for key in recorder.ids)
+            released.set()
+        return done
+
+    settings = TickerSettings(interval_seconds=0.02, batch=20, max_unacknowledged=50)
+    await run_until(others_done, ticker(store, half_stuck, settings=settings))
+
+    assert len(recorder.ids) >= 200
+
+
+async def test_no_lock_is_held_while_kafka_is_awaited(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 1)
+    emitting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: bytes, __: bytes) -> None:
+        emitting.set()
+        await go_on.wait()
+
+    async def written_meanwhile() -> bool:
+        await emitting.wait()
+        outcomes = await ConversationService(store).apply([message(Author.AGENT, NOW, conversation_id="c-0")])
+        go_on.set()
+        return outcomes == [Outcome.APPLIED]
+
+    await run_until(written_meanwhile, ticker(store, slow))
+
+
+async def test_the_version_is_never_touched(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 1)
+
+    await run_until(lambda: silent(database), ticker(store, Recorder()))
+
+    assert (await store.conversation("c-0"))[1] == 1
+
+
+async def test_what_stays_without_effect_shows_as_overdue(store: PostgresStore, database: str) -> None:
+    await overdue_conversations(store, 3)
+    metrics = Metrics()
+
+    await run_until(lambda: silent(database), ticker(store, Recorder(), metrics))
+
+    assert counted(metrics, "conversation_expiry_overdue") == 3
+
+
+@pytest.mark.parametrize(("late", "pause"), [(10, 60), (300, 300), (7200, 900)])
+async def test_the_next_ring_is_paced_by_how_late_it_is(
+    store: PostgresStore, database: str, late: int, pause: int
+) -> None:
+    await ConversationService(store).apply([message(at=NOW)])
+    await execute(database, f"UPDATE conversation SET wake_at = now(), expires_at = now() - interval '{late} s'")
+
+    (alarm,) = await store.ring(10)
+
+    connection = await asyncpg.connect(database)
+    wake_at = await connection.fetchval("SELECT wake_at FROM conversation")
+    await connection.close()
+    assert abs((wake_at - alarm.now).total_seconds() - pause) < 5
