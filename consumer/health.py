@@ -1,6 +1,7 @@
 """What the probes look at: facts that the parts of a replica leave here."""
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 
@@ -13,6 +14,7 @@ class Health:
     polled_at: float = field(default_factory=time.monotonic)
     outages: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    last_dead_letters: deque[str] = field(default_factory=lambda: deque(maxlen=10))
 
     def alive(self, poll_timeout_seconds: float) -> bool:
         """Loop and poll go on; Kafka and the database have no say, a restart would not mend them."""

@@ -1,4 +1,4 @@
-"""/metrics for Prometheus, /livez and /readyz for the orchestrator."""
+"""/metrics for Prometheus, /livez and /readyz for the orchestrator, /status for people."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -7,11 +7,40 @@ from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from consumer.health import Health
-from consumer.metrics import Metrics
+from consumer.metrics import Metrics, samples
 from consumer.settings import HttpSettings
+from consumer.status import as_html, as_json, read_status
 
 POLL_TIMEOUT_SECONDS = 90.0
 """Longer than a rebalance, during which nothing is polled."""
+
+
+class Pages:
+    """What each page says."""
+
+    def __init__(self, metrics: Metrics, health: Health, database_answers: Callable[[], Awaitable[bool]]) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._database_answers = database_answers
+
+    async def livez(self, _: web.Request) -> web.Response:
+        alive = self._health.alive(POLL_TIMEOUT_SECONDS)
+        return web.Response(text="ok\n" if alive else "Kafka has not been polled\n", status=200 if alive else 503)
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        reasons = await self._not_ready()
+        return web.Response(text="\n".join(reasons or ["ok"]) + "\n", status=503 if reasons else 200)
+
+    async def status(self, request: web.Request) -> web.Response:
+        """This replica only; a page for browsers, JSON for everybody else."""
+        facts = read_status(samples(self._metrics.registry)), await self._not_ready(), self._health.last_dead_letters
+        if "text/html" in request.headers.get("Accept", ""):
+            return web.Response(text=as_html(*facts), content_type="text/html")
+        return web.json_response(as_json(*facts))
+
+    async def _not_ready(self) -> list[str]:
+        database = [] if await self._database_answers() else ["the database does not answer"]
+        return self._health.not_ready() + database
 
 
 @asynccontextmanager
@@ -19,19 +48,12 @@ async def serve(
     settings: HttpSettings, metrics: Metrics, health: Health, database_answers: Callable[[], Awaitable[bool]]
 ) -> AsyncIterator[int]:
     """Serves until the end of the block; yields the port."""
-
-    async def livez(_: web.Request) -> web.Response:
-        alive = health.alive(POLL_TIMEOUT_SECONDS)
-        return web.Response(text="ok\n" if alive else "Kafka has not been polled\n", status=200 if alive else 503)
-
-    async def readyz(_: web.Request) -> web.Response:
-        reasons = health.not_ready() + ([] if await database_answers() else ["the database does not answer"])
-        return web.Response(text="\n".join(reasons or ["ok"]) + "\n", status=503 if reasons else 200)
-
+    pages = Pages(metrics, health, database_answers)
     app = web.Application()
     app.router.add_get("/metrics", make_aiohttp_handler(metrics.registry))
-    app.router.add_get("/livez", livez)
-    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/livez", pages.livez)
+    app.router.add_get("/readyz", pages.readyz)
+    app.router.add_get("/status", pages.status)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample as PrometheusSample
 
 from consumer.conversation import Change, Event, Kind, Outcome, Tick
 from schemas import Reason
 
+Sample = PrometheusSample
 DIRECT = "direct"
 """`topic` label of library calls."""
 INVALID = "invalid"
@@ -208,6 +211,21 @@ class Metrics:
     def dead_lettered(self, topic: str, kind: str, reason: str) -> None:
         self.events.labels(topic, kind, Outcome.DEAD_LETTER).inc()
         self.dead_letters.labels(topic, reason).inc()
+
+
+def samples(registry: CollectorRegistry) -> list[Sample]:
+    """What a scrape of `registry` would see."""
+    return [sample for family in registry.collect() for sample in family.samples]
+
+
+def parsed(text: str) -> list[Sample]:
+    """What was seen in a scrape."""
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def total(some: Iterable[Sample], name: str, **labels: str) -> float:
+    """The value of a sample, summed over the labels not named."""
+    return sum(s.value for s in some if s.name == name and labels.items() <= s.labels.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """One partition's life: batches, outage pause, drain, offset guard. Knows offsets, neither SQL nor aiokafka."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from random import Random
 from typing import Protocol
 
@@ -174,6 +175,7 @@ class PartitionWorker:
         await self._patiently(lambda: self._dead_letters.send(letters))
         for letter in letters:
             self._metrics.dead_lettered(letter.record.topic, INVALID, letter.reason)
+            self._health.last_dead_letters.appendleft(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {letter.reason}")
             log.warning(
                 "dead letter",
                 partition=self._name,

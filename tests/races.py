@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
 from consumer.conversation import Event, Outcome
-from consumer.metrics import Metrics
+from consumer.metrics import Metrics, samples, total
 from consumer.service import ConversationService, Decided, EventsById, LockedRows, Lost, Progress, Snapshot, Store
 from tests.conftest import opened
 
@@ -60,9 +60,4 @@ async def race(
 
 def counted(metrics: Metrics, name: str, **labels: str) -> float:
     """The value of a counter, summed over the labels not named."""
-    return sum(
-        sample.value
-        for family in metrics.registry.collect()
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return total(samples(metrics.registry), name, **labels)

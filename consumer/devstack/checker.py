@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import asyncpg
-from prometheus_client import Metric
 from pydantic import SecretStr
 
 from consumer.conversation import Conversation, Event, Policy, Tick
 from consumer.devstack.replay import replay
-from consumer.devstack.replica import total
 from consumer.devstack.topic import read_all
+from consumer.metrics import Sample, total
 from consumer.postgres import PostgresStore
 from consumer.settings import DatabaseSettings, KafkaSettings
 
@@ -44,7 +43,7 @@ class Verdict:
 
 
 async def judge(
-    ledger: Ledger, kafka: KafkaSettings, database: str, policy: Policy, metrics: list[Metric]
+    ledger: Ledger, kafka: KafkaSettings, database: str, policy: Policy, metrics: list[Sample]
 ) -> list[Verdict]:
     """All invariants, after the log was read to its end and every replica has stopped in good order."""
     connection = await asyncpg.connect(database)
@@ -111,7 +110,7 @@ async def _offsets(ledger: Ledger, connection: asyncpg.Connection) -> Verdict:
     return Verdict("offsets at the end of the log", ledger.records, behind)
 
 
-async def _metrics(ledger: Ledger, connection: asyncpg.Connection, metrics: list[Metric]) -> list[Verdict]:
+async def _metrics(ledger: Ledger, connection: asyncpg.Connection, metrics: list[Sample]) -> list[Verdict]:
     """True on runs without a crash: a crash takes its counters along."""
     rows = await connection.fetchval("SELECT count(*) FROM conversation_event WHERE source <> 'consumer'")
     ticks = total(metrics, "conversation_events_total", type="tick", outcome="applied")

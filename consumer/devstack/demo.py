@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
-from prometheus_client import Metric, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,7 +23,7 @@ from consumer.devstack.services import Services, services
 from consumer.devstack.topic import delete
 from consumer.devstack.traffic import Traffic
 from consumer.kafka import KafkaProducer, admin
-from consumer.metrics import Metrics
+from consumer.metrics import Metrics, Sample, samples
 from consumer.postgres import PostgresStore
 from consumer.service import ConversationService
 from consumer.settings import DatabaseSettings, KafkaSettings, PolicySettings
@@ -94,7 +92,7 @@ async def demo(found: Services, console: Console, plan: Plan) -> bool:
     ledger = Ledger()
     async with staged(found) as stage, running(stage, console) as replicas:
         own = await play(stage, console, plan, ledger)
-        metrics = [family for replica in replicas for family in await replica.metrics()] + own
+        metrics = [sample for replica in replicas for sample in await replica.metrics()] + own
         codes = [await replica.stop() for replica in replicas]
         verdicts = await judge(ledger, stage.kafka, stage.database, SHORT.policy, metrics)
     failed = tuple(f"exit code {code}" for code in codes if code)
@@ -139,7 +137,7 @@ async def running(stage: Stage, console: Console) -> AsyncIterator[list[Replica]
             await replica.stop()
 
 
-async def play(stage: Stage, console: Console, plan: Plan, ledger: Ledger) -> list[Metric]:
+async def play(stage: Stage, console: Console, plan: Plan, ledger: Ledger) -> list[Sample]:
     """Traffic and rivals at once, then ticks for every conversation; returns the rivals' metrics.
 
     Ends when the consumers have read the log to its end.
@@ -165,7 +163,7 @@ async def play(stage: Stage, console: Console, plan: Plan, ledger: Ledger) -> li
         await producer.publish(stage.topic, traffic.ticks())
     with console.status("the consumers read the log to its end"):
         await _until_applied(stage.database, ledger.records)
-    return list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
+    return samples(metrics.registry)
 
 
 async def _publish(plan: Plan, publish: Callable[[int], Awaitable[None]], advance: Callable[[int], None]) -> None:

@@ -9,10 +9,8 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
-
 from consumer.devstack.process import free_port
+from consumer.metrics import Sample, parsed, total
 
 
 class Replica:
@@ -59,10 +57,10 @@ class Replica:
     async def ready(self) -> bool:
         return (await self.get("/readyz"))[0] == 200
 
-    async def metrics(self) -> list[Metric]:
+    async def metrics(self) -> list[Sample]:
         """What Prometheus would scrape; empty where nobody answers."""
         _, text = await self.get("/metrics")
-        return list(text_string_to_metric_families(text))
+        return parsed(text)
 
     async def count(self, name: str, **labels: str) -> float:
         """The value of a sample, summed over the labels not named."""
@@ -76,13 +74,3 @@ class Replica:
             return error.code, error.read().decode()
         except OSError:
             return 0, ""
-
-
-def total(families: list[Metric], name: str, **labels: str) -> float:
-    """The value of a sample, summed over the labels not named."""
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )

@@ -1,22 +1,20 @@
 """What a run comes to, as tables: outcomes, conflicts and retries, and the verdict."""
 
-from prometheus_client import Metric
 from rich.console import Console
 from rich.table import Table
 
 from consumer.conversation import Kind, Outcome
 from consumer.devstack.checker import Verdict
-from consumer.devstack.replica import total
-from consumer.metrics import INVALID
+from consumer.metrics import INVALID, Sample, total
 
 
-def report(console: Console, metrics: list[Metric], verdicts: list[Verdict]) -> None:
+def report(console: Console, metrics: list[Sample], verdicts: list[Verdict]) -> None:
     console.print(_outcomes(metrics))
     console.print(_races(metrics))
     console.print(_verdicts(verdicts))
 
 
-def _outcomes(metrics: list[Metric]) -> Table:
+def _outcomes(metrics: list[Sample]) -> Table:
     table = Table("outcome", *Kind, INVALID, title="What became of the events")
     for outcome in Outcome:
         counts = [total(metrics, "conversation_events_total", type=kind, outcome=outcome) for kind in (*Kind, INVALID)]
@@ -24,7 +22,7 @@ def _outcomes(metrics: list[Metric]) -> Table:
     return table
 
 
-def _races(metrics: list[Metric]) -> Table:
+def _races(metrics: list[Sample]) -> Table:
     escalations = total(metrics, "conversation_lock_escalations_total")
     caption = f"{escalations:,.0f} conversations were locked after repeated losses"
     headings = ("operation", "committed", "conflicts", "conflict rate", "mean retries")
@@ -35,7 +33,7 @@ def _races(metrics: list[Metric]) -> Table:
     return table
 
 
-def _figures(metrics: list[Metric], **labels: str) -> tuple[str, str, str, str]:
+def _figures(metrics: list[Sample], **labels: str) -> tuple[str, str, str, str]:
     committed = total(metrics, "conversation_write_attempts_total", result="committed", **labels)
     conflicts = total(metrics, "conversation_write_attempts_total", result="conflict", **labels)
     retries = total(metrics, "conversation_operation_retries_sum", **labels)

@@ -89,8 +89,8 @@ class TestMigrate:
             _, after, _ = await command(group, "migrate", "status", CONSUMER_DATABASE__URL=empty)
 
         assert code == 0
-        assert before.startswith("database nothing, this build 0001")
-        assert after.startswith("database 0001, this build 0001")
+        assert before.startswith("database nothing, this build 0002, needed 0001")
+        assert after.startswith("database 0002, this build 0002")
 
     async def test_replicas_may_migrate_at_once(self, group: Group, stack: Services) -> None:
         async with new_database(stack.postgres, "test") as empty:
