@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from rich.text import Text
 
 from consumer import logs, migrations
 from consumer import settings as configuration
+from consumer.doctor import examine
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.health import Health
 from consumer.http import serve
@@ -32,6 +34,7 @@ from consumer.postgres import PostgresStore
 from consumer.service import ConversationService, Partition, RetryPolicy, StoredOffset
 from consumer.settings import Settings
 from consumer.ticker import Ticker
+from consumer.top import show as watch_replicas
 from consumer.worker import PartitionWorker
 from schemas import Invalid, decode
 
@@ -343,6 +346,36 @@ def offsets_set(
                 out.print("nothing done: add --yes")
 
     asyncio.run(move())
+
+
+@app.command()
+def top(
+    urls: Annotated[list[str], typer.Argument(help="Replicas, as HOST:PORT or the URL of their /metrics.")],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between rounds.")] = 1.0,
+    rounds: Annotated[int | None, typer.Option(min=1, help="End after so many; default: never.")] = None,
+) -> None:
+    """Watch replicas: rate, lag, conflicts, retries, dead letters."""
+    with suppress(KeyboardInterrupt):
+        watch_replicas(out, urls, interval, rounds)
+
+
+@app.command()
+def doctor() -> None:
+    """Check that everything is in place, and say what to do where it is not. Exit code 1 if something is amiss."""
+    settings = configuration.load()
+    logs.configure(settings.log.model_copy(update={"level": "error"}))
+
+    async def check() -> bool:
+        healthy = True
+        async for finding in examine(settings):
+            mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
+            out.print(f"{mark} {finding.check}: {finding.seen}", highlight=False, soft_wrap=True)
+            if finding.remedy:
+                healthy = False
+                out.print(f"  → {finding.remedy}", highlight=False, soft_wrap=True)
+        return healthy
+
+    raise typer.Exit(0 if asyncio.run(check()) else 1)
 
 
 @app.command()

@@ -445,6 +445,20 @@ async def check_topics(settings: KafkaSettings) -> int:
         return limit
 
 
+async def log_bounds(settings: KafkaSettings, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+    """The first offset of each partition's log, and the one after the last."""
+    places = {partition: TopicPartition(partition.topic, partition.number) for partition in partitions}
+    client = AIOKafkaConsumer(**_connection(settings), isolation_level="read_committed")
+    with _outages():
+        await client.start()
+        try:
+            first = await client.beginning_offsets(list(places.values()))
+            end = await client.end_offsets(list(places.values()))
+        finally:
+            await client.stop()
+    return {partition: (first[tp], end[tp]) for partition, tp in places.items()}
+
+
 @contextmanager
 def _outages() -> Iterator[None]:
     try:

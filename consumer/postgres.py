@@ -279,6 +279,12 @@ class PostgresStore:
             return False
         return True
 
+    async def now(self) -> datetime:
+        """The clock that all decisions go by."""
+        async with self._measured("load"), self._reading.connect() as connection:
+            at: datetime = (await _execute(connection, "SELECT clock_timestamp()"))[0][0]
+            return at
+
     async def schema_revision(self) -> str | None:
         """The newest migration applied; null on a database without any."""
         async with self._measured("load"), self._reading.connect() as connection:

@@ -14,7 +14,9 @@ from consumer.conversation import Status
 from consumer.devstack.database import new_database
 from consumer.devstack.services import Services
 from consumer.devstack.topic import delete, read_all
+from consumer.service import ConversationService
 from tests.builders import HOUR, close, message
+from tests.conftest import opened
 from tests.e2e.conftest import Group
 
 NOW = datetime.now(UTC)
@@ -189,3 +191,68 @@ async def test_the_settings_are_listed_whole(group: Group) -> None:
     _, out, _ = await command(group, "config")
 
     assert "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS" in out
+
+
+class TestTop:
+    async def test_replicas_are_shown_side_by_side(self, group: Group) -> None:
+        replica = await group.replica()
+        await group.publish(message(at=NOW), message(at=NOW))
+        await group.until_applied(2)
+
+        code, out, _ = await command(
+            group, "top", f"127.0.0.1:{replica.port}", "127.0.0.1:1", "--rounds", "2", "--interval", "0.1"
+        )
+
+        assert code == 0
+        assert "0.00%" in out
+        assert "Connection refused" in out
+
+
+class TestDoctor:
+    async def test_where_all_is_well_it_says_so(self, group: Group) -> None:
+        replica = await group.replica()
+        await group.publish(message(at=NOW))
+        await group.until_applied(1)
+        await replica.stop()
+
+        code, out, _ = await command(group, "doctor")
+
+        assert (code, "✗" in out) == (0, False)
+        assert "3 partitions, 0 records behind" in out
+
+    @pytest.mark.parametrize(
+        ("settings", "told"),
+        [
+            ({"CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "check CONSUMER_KAFKA__BOOTSTRAP_SERVERS"),
+            ({"CONSUMER_KAFKA__TOPICS": "nobody-made-this"}, "run `conversation-consumer topics`"),
+            ({"CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none"}, "check CONSUMER_DATABASE__URL"),
+        ],
+    )
+    async def test_what_is_missing_comes_with_its_remedy(
+        self, group: Group, settings: dict[str, str], told: str
+    ) -> None:
+        code, out, _ = await command(group, "doctor", **settings)
+
+        assert (code, told in out) == (1, True)
+
+    async def test_an_old_schema_is_found(self, group: Group, stack: Services) -> None:
+        async with new_database(stack.postgres, "test") as empty:
+            code, out, _ = await command(group, "doctor", CONSUMER_DATABASE__URL=empty)
+
+        assert (code, "run `conversation-consumer migrate`" in out) == (1, True)
+
+    async def test_an_offset_outside_the_log_is_found(self, group: Group) -> None:
+        name = group.kafka.group_id
+        await group.rows(f"INSERT INTO kafka_offset VALUES ('{name}', '{group.topic}', 0, 'x', 5) RETURNING 1")
+
+        code, out, _ = await command(group, "doctor")
+
+        assert (code, f"not in the log: {group.topic}[0] at 5" in out) == (1, True)
+
+    async def test_deadlines_that_nobody_lets_pass_are_found(self, group: Group, database: str) -> None:
+        async with opened(database) as store:
+            await ConversationService(store).apply([message(at=NOW - 49 * HOUR)])
+
+        code, out, _ = await command(group, "doctor")
+
+        assert (code, "start `conversation-consumer ticker`" in out) == (1, True)
