@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from importlib.metadata import version
 from itertools import islice
 from typing import Annotated, Any, TypeVar
@@ -55,6 +56,15 @@ app.add_typer(conversation_app, name="conversation")
 app.add_typer(offsets_app, name="offsets")
 
 T = TypeVar("T")
+
+
+class Bug(StrEnum):
+    VERSION = "version"
+    DEDUP = "dedup"
+    GUARD = "guard"
+    REDECIDE = "redecide"
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -383,13 +393,16 @@ def demo(
     seed: Annotated[int, typer.Option(help="Chooses the traffic.")] = 1,
     events: Annotated[int, typer.Option(min=1, help="How many to publish.")] = 24_000,
     seconds: Annotated[float, typer.Option(min=1, help="How long to publish.")] = 16.0,
+    bug: Annotated[
+        Bug | None, typer.Option("--break", help="Plant this bug into the replicas: the verdict must find it.")
+    ] = None,
 ) -> None:
     """Watch it work: real Kafka and PostgreSQL, two replicas, rival writers, and a verdict. Exit code 1 if it fails."""
     try:
         from consumer.devstack import demo as stage  # noqa: PLC0415 - not installed in production
     except ImportError as error:
         raise ConfigurationError(f"the demo needs {error.name}, a development package: run `make demo`") from None
-    raise typer.Exit(0 if stage.main(out, stage.Plan(seed, events, seconds)) else 1)
+    raise typer.Exit(0 if stage.main(out, stage.Plan(seed, events, seconds, bug.value if bug else None)) else 1)
 
 
 @app.command()

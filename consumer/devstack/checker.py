@@ -53,6 +53,7 @@ async def judge(
             *await _conversations(database, connection, policy),
             await _dead_letters(ledger, kafka),
             await _offsets(ledger, connection),
+            await _trail(connection),
             *await _metrics(ledger, connection, metrics),
         ]
     finally:
@@ -108,6 +109,13 @@ async def _offsets(ledger: Ledger, connection: asyncpg.Connection) -> Verdict:
     applied = await connection.fetchval("SELECT coalesce(sum(next_offset), 0) FROM kafka_offset")
     behind = () if applied == ledger.records else (f"offsets at {applied} of {ledger.records}",)
     return Verdict("offsets at the end of the log", ledger.records, behind)
+
+
+async def _trail(connection: asyncpg.Connection) -> Verdict:
+    """Every move that the offsets made, kept by a trigger of the stage."""
+    moves = await connection.fetch("SELECT topic, partition, before, after FROM offset_trail ORDER BY id")
+    back = [f"{topic}[{partition}] {before} -> {after}" for topic, partition, before, after in moves if after < before]
+    return Verdict("offsets never move backwards", len(moves), tuple(back))
 
 
 async def _metrics(ledger: Ledger, connection: asyncpg.Connection, metrics: list[Sample]) -> list[Verdict]:

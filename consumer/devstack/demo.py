@@ -1,189 +1,199 @@
-"""The demo: real Kafka, real PostgreSQL, two replicas, two rival writers, a lock holder, and a verdict."""
+"""The demo: two replicas, two rival writers and a lock holder; a naive writer on the same traffic; and a verdict."""
 
 import asyncio
-import secrets
-import tempfile
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import asyncpg
 from pydantic import SecretStr
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.live import Live
 
-from consumer import migrations
+from consumer.contract import as_record
+from consumer.conversation import Event
 from consumer.devstack.checker import Ledger, Verdict, judge
-from consumer.devstack.database import new_database
+from consumer.devstack.duels import Duel, fight, score
+from consumer.devstack.naive import NaiveWriter, read_along
 from consumer.devstack.replica import Replica
-from consumer.devstack.report import report
-from consumer.devstack.rivals import lock_holder, rival
+from consumer.devstack.report import Comparison, Scene, draw, report
+from consumer.devstack.rivals import insist, lock_holder, rival
 from consumer.devstack.services import Services, services
-from consumer.devstack.topic import delete
+from consumer.devstack.stage import PARTITIONS, PATIENCE_SECONDS, POLL_SECONDS, SHORT, Stage, running, staged
 from consumer.devstack.traffic import Traffic
-from consumer.kafka import KafkaProducer, admin
+from consumer.kafka import KafkaProducer
 from consumer.metrics import Metrics, Sample, samples
 from consumer.postgres import PostgresStore
 from consumer.service import ConversationService
-from consumer.settings import DatabaseSettings, KafkaSettings, PolicySettings
+from consumer.settings import DatabaseSettings
 
-PARTITIONS = 4
-REPLICAS = 2
 RIVALS = 2
+DUELS = 40
 CHUNKS_PER_SECOND = 20
-POLL_SECONDS = 0.1
-PATIENCE_SECONDS = 60
-APPLIED = "SELECT coalesce(sum(next_offset), 0) FROM kafka_offset"
-SHORT = PolicySettings.model_validate(
-    {
-        "pending_ttl": "4s",
-        "progress_ttl": "3s",
-        "idle_after": "1s",
-        "reclassification_window": "6s",
-        "follow_up_grace": "0.5",
-        "goodbye_grace": "0.2",
-    }
-)
+REDRAW_SECONDS = 0.5
+OURS_LOST = """
+    SELECT coalesce(sum(rows - version), 0) FROM conversation JOIN (
+        SELECT conversation_id, count(*) AS rows FROM conversation_event GROUP BY 1
+    ) AS history USING (conversation_id)"""
+"""Each history row is one update, and each update is one version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to play."""
+    """What to play. `bug` is one of `planted.BUGS`: then the checker must find it."""
 
     seed: int
     events: int
     seconds: float
+    bug: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Where to play: topics and a database of the demo's own."""
+@dataclass(slots=True)
+class Cast:
+    """Everybody on stage while the demo plays."""
 
-    kafka: KafkaSettings
-    database: str
-    logs: Path
+    stage: Stage
+    plan: Plan
+    ledger: Ledger
+    replicas: list[Replica]
+    naive: NaiveWriter
+    producer: KafkaProducer
+    rivals: list[ConversationService]
+    metrics: Metrics
+    duels: list[Duel] = field(default_factory=list)
 
-    @property
-    def topic(self) -> str:
-        return self.kafka.topics[0]
+    async def publish(self, event: Event) -> None:
+        self.ledger.note(event)
+        self.ledger.records += 1
+        await self.producer.publish(
+            self.stage.topic, [(event.conversation_id.encode(), json.dumps(as_record(event)).encode())]
+        )
 
-    @property
-    def settings(self) -> dict[str, str]:
-        """The environment of a replica."""
-        policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT}
-        return policy | {
-            "CONSUMER_DATABASE__URL": self.database,
-            "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
-            "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
-            "CONSUMER_KAFKA__TOPICS": self.topic,
-            "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
-        }
+    async def directly(self, event: Event) -> None:
+        """The same event through our service and through the naive writer, at once."""
+        await asyncio.gather(insist(self.rivals[0], event), self.naive.apply(event))
+        self.ledger.note(event)
+        self.ledger.direct += 1
+
+    async def seen(self) -> list[Sample]:
+        """The metrics of all who write through the service."""
+        scraped = [sample for replica in self.replicas if not replica.is_frozen for sample in await replica.metrics()]
+        return scraped + samples(self.metrics.registry)
 
 
 def main(console: Console, plan: Plan) -> bool:
     """Plays once; whether every invariant held. Raises `DevstackError` where services cannot be had."""
-    with console.status("starting services"), services() as found:
+    with services() as found:
         console.print(found.how, highlight=False)
         return asyncio.run(demo(found, console, plan))
 
 
 async def demo(found: Services, console: Console, plan: Plan) -> bool:
     ledger = Ledger()
-    async with staged(found) as stage, running(stage, console) as replicas:
-        own = await play(stage, console, plan, ledger)
-        metrics = [sample for replica in replicas for sample in await replica.metrics()] + own
+    async with (
+        staged(found, plan.bug) as stage,
+        running(stage) as replicas,
+        cast(stage, plan, ledger, replicas) as company,
+    ):
+        await play(company, console)
+        metrics = await company.seen()
         codes = [await replica.stop() for replica in replicas]
+        comparison = await compare(company)
         verdicts = await judge(ledger, stage.kafka, stage.database, SHORT.policy, metrics)
     failed = tuple(f"exit code {code}" for code in codes if code)
     verdicts.append(Verdict("replicas left in good order", len(codes), failed))
-    report(console, metrics, verdicts)
+    verdicts.append(
+        Verdict(
+            "races came out right",
+            sum(s.one_first + s.other_first for s in comparison.scores),
+            tuple(f"race {s.race}: {s.ours_wrong}" for s in comparison.scores if s.ours_wrong),
+        )
+    )
+    report(console, metrics, comparison, verdicts)
     return all(verdict.holds for verdict in verdicts)
 
 
 @asynccontextmanager
-async def staged(found: Services) -> AsyncIterator[Stage]:
-    name = f"demo-{secrets.token_hex(4)}"
-    kafka = KafkaSettings(
-        bootstrap_servers=found.kafka,
-        group_id=name,
-        topics=(f"{name}.events",),
-        dead_letter_topic=f"{name}.dead-letter",
-    )
-    with tempfile.TemporaryDirectory(prefix="demo-") as logs:
-        async with new_database(found.postgres, "demo") as database, admin(kafka) as client:
-            await asyncio.to_thread(migrations.upgrade, database)
-            await client.create(kafka.topics[0], PARTITIONS, 1, {})
-            await client.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
-            try:
-                yield Stage(kafka, database, Path(logs))
-            finally:
-                await delete(kafka.bootstrap_servers, *kafka.topics, kafka.dead_letter_topic)
-
-
-@asynccontextmanager
-async def running(stage: Stage, console: Console) -> AsyncIterator[list[Replica]]:
-    """The replicas, once they are ready."""
-    replicas = [await Replica(stage.settings, stage.logs / f"replica-{n}.log").start() for n in range(REPLICAS)]
-    try:
-        with console.status("replicas join the consumer group"):
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                for replica in replicas:
-                    while not await replica.ready():  # noqa: ASYNC110 - it is another process
-                        await asyncio.sleep(POLL_SECONDS)
-        yield replicas
-    finally:
-        for replica in replicas:
-            await replica.stop()
-
-
-async def play(stage: Stage, console: Console, plan: Plan, ledger: Ledger) -> list[Sample]:
-    """Traffic and rivals at once, then ticks for every conversation; returns the rivals' metrics.
-
-    Ends when the consumers have read the log to its end.
-    """
-    traffic, metrics, stop = Traffic(plan.seed, ledger), Metrics(), asyncio.Event()
-    async with KafkaProducer.open(stage.kafka) as producer, AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        for number in range(1, RIVALS + 1):
+async def cast(stage: Stage, plan: Plan, ledger: Ledger, replicas: list[Replica]) -> AsyncIterator[Cast]:
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        producer = await stack.enter_async_context(KafkaProducer.open(stage.kafka))
+        pool = await stack.enter_async_context(asyncpg.create_pool(stage.database, min_size=1, max_size=16))
+        rivals = []
+        for _ in range(RIVALS):
             settings = DatabaseSettings(url=SecretStr(stage.database))
             store = await stack.enter_async_context(PostgresStore.open(settings, metrics))
-            service = ConversationService(store, policy=SHORT.policy, metrics=metrics)
-            own_traffic = Traffic(plan.seed + number, ledger)
-            group.create_task(rival(f"rival-{number}", service, own_traffic, ledger, stop))
+            rivals.append(ConversationService(store, policy=SHORT.policy, metrics=metrics))
+        naive = NaiveWriter(pool, SHORT.policy)
+        yield Cast(stage, plan, ledger, replicas, naive, producer, rivals, metrics)
+
+
+async def play(company: Cast, console: Console) -> None:
+    """Traffic, rivals and duels at once; then ticks for every conversation, until all have read the log to its end."""
+    plan, stage, ledger = company.plan, company.stage, company.ledger
+    traffic, stop = Traffic(plan.seed, ledger), asyncio.Event()
+    reading = asyncio.create_task(read_along(company.naive, stage.kafka, PARTITIONS))
+    watching = asyncio.create_task(watch(company, console))
+    async with asyncio.TaskGroup() as group:
+        for number in range(1, RIVALS + 1):
+            own = Traffic(plan.seed + number, ledger)
+            group.create_task(rival(f"rival-{number}", company.directly, own, stop))
         group.create_task(lock_holder(stage.database, traffic, stop))
-        columns = (TextColumn("events published"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=plan.events)
-            await _publish(
-                plan,
-                lambda count: producer.publish(stage.topic, traffic.records(count)),
-                lambda count: progress.advance(task, count),
-            )
+        duelling = group.create_task(fight(DUELS, SHORT.policy, plan.seed, company.publish, company.directly))
+        await publish(plan, lambda count: company.producer.publish(stage.topic, traffic.records(count)))
+        company.duels = await duelling
         stop.set()
-        await producer.publish(stage.topic, traffic.ticks())
-    with console.status("the consumers read the log to its end"):
-        await _until_applied(stage.database, ledger.records)
-    return samples(metrics.registry)
+        await company.producer.publish(stage.topic, traffic.ticks())
+    await stage.until_applied(ledger.records)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while company.naive.records < ledger.records:  # noqa: ASYNC110 - it reads along in its own time
+            await asyncio.sleep(POLL_SECONDS)
+    for task in (watching, reading):
+        task.cancel()
+    await asyncio.gather(watching, reading, return_exceptions=True)
 
 
-async def _publish(plan: Plan, publish: Callable[[int], Awaitable[None]], advance: Callable[[int], None]) -> None:
+async def publish(plan: Plan, send: Callable[[int], Awaitable[None]]) -> None:
     """Evenly over the time."""
     loop = asyncio.get_running_loop()
     started, sent = loop.time(), 0
     chunk = max(1, round(plan.events / plan.seconds / CHUNKS_PER_SECOND))
     while sent < plan.events:
         count = min(chunk, plan.events - sent)
-        await publish(count)
-        advance(count)
+        await send(count)
         sent += count
         await asyncio.sleep(max(0.0, started + sent / plan.events * plan.seconds - loop.time()))
 
 
-async def _until_applied(database: str, records: int) -> None:
-    connection = await asyncpg.connect(database)
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while await connection.fetchval(APPLIED) < records:  # noqa: ASYNC110 - other processes move it
-                await asyncio.sleep(POLL_SECONDS)
-    finally:
-        await connection.close()
+async def watch(company: Cast, console: Console) -> None:
+    """Draws both writers side by side until cancelled."""
+    with Live(console=console, auto_refresh=False, transient=not console.record) as live:
+        before = Scene.nothing()
+        while True:
+            ledger, naive = company.ledger, company.naive
+            lost = int(await naive.pool.fetchval(OURS_LOST)), await naive.lost_updates()
+            scene = Scene.of(await company.seen(), ledger.records + ledger.direct, naive, lost)
+            live.update(draw(scene, before), refresh=console.is_terminal)
+            before = scene
+            await asyncio.sleep(REDRAW_SECONDS)
+
+
+async def compare(company: Cast) -> Comparison:
+    """Ours and the naive writer's tables, once both have read everything."""
+    naive, ours = await company.naive.rows(), {}
+    async with PostgresStore.open(DatabaseSettings(url=SecretStr(company.stage.database))) as store:
+        for key in {duel.conversation_id for duel in company.duels} | naive.keys():
+            sessions, _ = await store.conversation(key)
+            ours[key] = (sessions, await store.history(key))
+    wrong = [
+        key
+        for key, row in naive.items()
+        if row.closed_by == "timer" and ours[key][0] and ours[key][0][-1].closed_by not in (None, "timer")
+    ]
+    return Comparison(
+        scores=score(company.duels, ours, naive, company.naive.expiries),
+        naive_lost=await company.naive.lost_updates(),
+        naive_double=company.naive.double_effects,
+        naive_wrong_closings=len(wrong),
+    )

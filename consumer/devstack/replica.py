@@ -14,10 +14,10 @@ from consumer.metrics import Sample, parsed, total
 
 
 class Replica:
-    """`conversation-consumer run`, or another command that serves, under the given settings, its log in a file."""
+    """`conversation-consumer run`, or another module that serves, under the given settings, its log in a file."""
 
-    def __init__(self, settings: Mapping[str, str], log: Path, command: str = "run") -> None:
-        self._command = command
+    def __init__(self, settings: Mapping[str, str], log: Path, *module: str) -> None:
+        self._module = module or ("consumer", "run")
         self.port = free_port()
         self.log = log
         own = {
@@ -32,7 +32,7 @@ class Replica:
     async def start(self) -> "Replica":
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "consumer", self._command), env=self._environment, stdout=log, stderr=log
+                *(sys.executable, "-m", *self._module), env=self._environment, stdout=log, stderr=log
             )
         return self
 
@@ -40,6 +40,12 @@ class Replica:
     def process(self) -> asyncio.subprocess.Process:
         assert self._process is not None
         return self._process
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the process was stopped by a signal."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "T"
 
     def send(self, number: signal.Signals) -> None:
         if self.process.returncode is None:

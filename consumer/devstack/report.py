@@ -1,17 +1,104 @@
-"""What a run comes to, as tables: outcomes, conflicts and retries, and the verdict."""
+"""What a run comes to, as tables: outcomes, conflicts and retries, races, both writers side by side, the verdict."""
+
+import time
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from consumer.conversation import Kind, Outcome
 from consumer.devstack.checker import Verdict
+from consumer.devstack.duels import RACES, Score
+from consumer.devstack.naive import NaiveWriter
 from consumer.metrics import INVALID, Sample, total
+from consumer.status import Status, read_status
+
+TWO_TIMERS = 5
 
 
-def report(console: Console, metrics: list[Sample], verdicts: list[Verdict]) -> None:
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A moment of the demo, of ours and of the naive writer."""
+
+    at: float
+    sent: int
+    ours: Status
+    ours_lost: int
+    naive_applied: int
+    naive_lost: int
+    naive_double: int
+
+    @classmethod
+    def of(cls, metrics: list[Sample], sent: int, naive: NaiveWriter, lost: tuple[int, int]) -> "Scene":
+        """`lost`: updates lost by ours, and by the naive writer."""
+        ours_lost, naive_lost = lost
+        applied = naive.acknowledged.total()
+        return cls(time.monotonic(), sent, read_status(metrics), ours_lost, applied, naive_lost, naive.double_effects)
+
+    @classmethod
+    def nothing(cls) -> "Scene":
+        return cls(time.monotonic(), 0, read_status([]), 0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the naive writer made of the same traffic, and the races, counted."""
+
+    scores: list[Score]
+    naive_lost: int
+    naive_double: int
+    naive_wrong_closings: int
+
+
+def draw(scene: Scene, before: Scene) -> Table:
+    """Both writers side by side, while they write."""
+    seconds = max(scene.at - before.at, 1e-9)
+    ours, naive = scene.ours, scene.naive_applied - before.naive_applied
+    table = Table("", "ours", "naive", title=f"{scene.sent:,} events sent")
+    table.add_row("events/s", f"{(ours.events - before.ours.events) / seconds:,.0f}", f"{naive / seconds:,.0f}")
+    table.add_row("not applied yet", f"{max(0, scene.sent - ours.events):,}", "")
+    table.add_row("conflict rate", f"{ours.conflict_rate:.2%}", "not noticed")
+    table.add_row("mean retries", f"{ours.mean_retries:.3f}", "none")
+    table.add_row("transitions", f"{ours.transitions:,}", "")
+    table.add_row("lost updates", f"{scene.ours_lost:,}", f"[red]{scene.naive_lost:,}")
+    table.add_row("double effects", "see the verdict", f"[red]{scene.naive_double:,}")
+    return table
+
+
+def report(console: Console, metrics: list[Sample], comparison: Comparison, verdicts: list[Verdict]) -> None:
     console.print(_outcomes(metrics))
     console.print(_races(metrics))
+    console.print(_duels(comparison.scores))
+    console.print(_comparison(comparison, verdicts))
     console.print(_verdicts(verdicts))
+
+
+def _duels(scores: list[Score]) -> Table:
+    table = Table("race", "first", "times", "first", "times", "ours wrong", "naive wrong", title="The six races")
+    for s in scores:
+        one, other = RACES[s.race]
+        times = (
+            one,
+            f"{s.one_first}",
+            other if s.race != TWO_TIMERS else "",
+            f"{s.other_first}" if s.race != TWO_TIMERS else "",
+        )
+        table.add_row(f"{s.race}", *times, f"{s.ours_wrong}", f"[red]{s.naive_wrong}" if s.naive_wrong else "0")
+    return table
+
+
+def _comparison(comparison: Comparison, verdicts: list[Verdict]) -> Table:
+    """Ours are the checker's findings, not a promise."""
+    found = {verdict.invariant: str(len(verdict.violations)) for verdict in verdicts}
+    table = Table("", "ours", "naive", title="The same traffic, twice")
+    table.add_row("lost updates", found["no event lost"], f"[red]{comparison.naive_lost:,}")
+    table.add_row("double effects", found["one effect per event"], f"[red]{comparison.naive_double:,}")
+    table.add_row(
+        "closed by a human, reported as expired",
+        found["the history folds to the rows"],
+        f"[red]{comparison.naive_wrong_closings:,}",
+    )
+    return table
 
 
 def _outcomes(metrics: list[Sample]) -> Table:

@@ -1,11 +1,12 @@
 """Writers beside the consumer: programs that use the service on the same conversations, and one that holds a lock."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from random import Random
 
 import asyncpg
 
-from consumer.devstack.checker import Ledger
+from consumer.conversation import Event
 from consumer.devstack.traffic import Traffic
 from consumer.errors import ConcurrencyError
 from consumer.service import ConversationService
@@ -14,21 +15,18 @@ HOLD_SECONDS = 0.7
 PAUSE_SECONDS = 1.0
 
 
-async def rival(name: str, service: ConversationService, traffic: Traffic, ledger: Ledger, stop: asyncio.Event) -> None:
+async def rival(name: str, apply: Callable[[Event], Awaitable[None]], traffic: Traffic, stop: asyncio.Event) -> None:
     """Applies one event after the other to the hot conversations, as an API or a back office would."""
     random = Random(name)
     while not stop.is_set():
-        event = traffic.event(random.choice(traffic.hot), name)
-        await insist(service, event)
-        ledger.note(event)
-        ledger.direct += 1
+        await apply(traffic.event(random.choice(traffic.hot), name))
 
 
-async def insist(service: ConversationService, event: object) -> None:
+async def insist(service: ConversationService, event: Event) -> None:
     """A caller that comes back when its retry budget was used up: the same event again is safe."""
     while True:
         try:
-            await service.apply([event])  # type: ignore[list-item]
+            await service.apply([event])
         except ConcurrencyError:
             continue
         return

@@ -66,7 +66,7 @@ class Group:
 
     async def unready_replica(self, command: str = "run", **settings: str) -> Replica:
         log = self._logs / f"replica-{len(self.replicas)}.log"
-        replica = await Replica({**self.environment, **settings}, log, command).start()
+        replica = await Replica({**self.environment, **settings}, log, "consumer", command).start()
         self.replicas.append(replica)
         return replica
 
