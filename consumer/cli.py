@@ -6,20 +6,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import version
-from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 import structlog
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -29,15 +28,15 @@ from consumer.doctor import examine
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.health import Health
 from consumer.http import serve
-from consumer.kafka import AssignedPartition, KafkaProducer, KafkaSource, admin, check_topics
+from consumer.kafka import AssignedPartition, KafkaProducer, KafkaSource, admin, check_topics, log_bounds
 from consumer.metrics import Metrics
 from consumer.postgres import PostgresStore
+from consumer.publish import publish_lines
 from consumer.service import ConversationService, Partition, RetryPolicy, StoredOffset
 from consumer.settings import Settings
 from consumer.ticker import Ticker
 from consumer.top import show as watch_replicas
 from consumer.worker import PartitionWorker
-from schemas import Invalid, decode
 
 log = structlog.get_logger(__name__)
 out = Console(width=None if sys.stdout.isatty() else 200)
@@ -65,7 +64,17 @@ class Bug(StrEnum):
     REDECIDE = "redecide"
 
 
+ConversationId = Annotated[str, typer.Argument(help="The conversation id: `subject` of its events.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def version_option(
+    show: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if show:
+        typer.echo(version("conversation-consumer"))
+        raise typer.Exit
 
 
 def main() -> None:
@@ -73,11 +82,15 @@ def main() -> None:
     try:
         app()
     except ConfigurationError as error:
-        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        complain(error)
         sys.exit(2)
     except ConsumerError as error:
-        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        complain(error)
         sys.exit(1)
+
+
+def complain(error: ConsumerError) -> None:
+    err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -116,8 +129,10 @@ async def consume(settings: Settings) -> None:
             stop_on_signals(source.stop)
             watch = asyncio.create_task(watch_event_loop(metrics))
             log.info("started", http_port=port, topics=settings.kafka.topics, group=settings.kafka.group_id)
-            await source.run()
-            watch.cancel()
+            try:
+                await source.run()
+            finally:
+                watch.cancel()
     log.info("stopped")
 
 
@@ -231,57 +246,30 @@ def publish(
     topic: Annotated[str | None, typer.Option(help="Default: the first input topic.")] = None,
 ) -> None:
     """Publish events. A line that is no valid event is reported and left out; the others are sent."""
-    settings = configuration.load().kafka
-    wrong: list[str] = []
-
-    async def send() -> int:
-        with Progress(
-            TextColumn("published"), MofNCompleteColumn(), Rate(), TimeElapsedColumn(), console=err
-        ) as progress:
-            task = progress.add_task("publish", total=None)
-            async with KafkaProducer.open(settings) as producer:
-                for chunk in chunks(records_of(file, wrong), 1000):
-                    await producer.publish(topic or settings.topics[0], chunk)
-                    progress.advance(task, len(chunk))
-            return int(progress.tasks[0].completed)
-
-    sent = asyncio.run(send())
+    settings = configuration.load()
+    sent, wrong = asyncio.run(publish_lines(err, settings, topic or settings.kafka.topics[0], file))
     for line in wrong:
-        err.print(f"[red]{line}[/]", highlight=False, soft_wrap=True)
+        err.print(Text(line, style="red"), soft_wrap=True)
     out.print(f"{sent} published, {len(wrong)} rejected")
     raise typer.Exit(1 if wrong else 0)
 
 
-class Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f}/s")
-
-
-def records_of(lines: Iterable[bytes], wrong: list[str]) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of each valid line; what is wrong with the others goes to `wrong`."""
-    for number, line in enumerate(map(bytes.strip, lines), start=1):
-        if not line:
-            continue
-        try:
-            key = str(json.loads(line)["subject"]).encode()
-            decode(key, line, now=datetime.now(UTC))
-        except Invalid as invalid:
-            wrong.append(f"line {number}: {invalid}")
-        except (ValueError, LookupError, TypeError):
-            wrong.append(f"line {number}: not a JSON object with a subject")
-        else:
-            yield key, line
-
-
 @conversation_app.command("show")
-def conversation_show(conversation_id: str, as_json: AsJson = False) -> None:
+def conversation_show(conversation_id: ConversationId, as_json: AsJson = False) -> None:
     """Its sessions: what each is, since when, and who closed it."""
     sessions, revision = with_store(lambda store: store.conversation(conversation_id))
     if not sessions:
         raise ConsumerError(f"no conversation {conversation_id!r}")
     if as_json:
         typer.echo(
-            json.dumps({"version": revision, "sessions": [asdict(session) for session in sessions]}, default=str)
+            json.dumps(
+                {
+                    "conversation_id": conversation_id,
+                    "version": revision,
+                    "sessions": [asdict(session) for session in sessions],
+                },
+                default=str,
+            )
         )
         return
     headings = ("session", "status", "opened", "last activity", "user", "agent", "deadline", "closed", "by", "reason")
@@ -297,14 +285,14 @@ def conversation_show(conversation_id: str, as_json: AsJson = False) -> None:
 
 
 @conversation_app.command("history")
-def conversation_history(conversation_id: str, as_json: AsJson = False) -> None:
+def conversation_history(conversation_id: ConversationId, as_json: AsJson = False) -> None:
     """Every event it ever took, in order: why it is what it is."""
     rows = with_store(lambda store: store.history(conversation_id))
     if not rows:
         raise ConsumerError(f"no conversation {conversation_id!r}")
     if as_json:
         for row, recorded_at in rows:
-            typer.echo(json.dumps(asdict(row) | {"recorded_at": recorded_at}, default=str))
+            typer.echo(json.dumps(asdict(row) | {"recorded_at": recorded_at}, default=rfc3339))
         return
     headings = ("version", "session", "occurred", "event", "by", "outcome", "status", "reason", "source", "id")
     print_table(
@@ -333,9 +321,9 @@ def offsets_show() -> None:
 
 @offsets_app.command("set")
 def offsets_set(
-    topic: str,
-    partition: int,
-    offset: Annotated[int, typer.Argument(min=0)],
+    topic: Annotated[str, typer.Argument(help="Input topic.")],
+    partition: Annotated[int, typer.Argument(min=0, help="Its partition.")],
+    offset: Annotated[int, typer.Argument(min=0, help="Offset of the record to go on with.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would be done.")] = False,
 ) -> None:
     """Have a partition go on elsewhere, in the cluster of now. Records in between are skipped, or seen again."""
@@ -346,6 +334,9 @@ def offsets_set(
         async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:
             if partition not in range((await client.topics()).get(topic, 0)):
                 raise ConfigurationError(f"there is no {topic}[{partition}]")
+            first, end = (await log_bounds(settings.kafka, [place]))[place]
+            if not first <= offset <= end:
+                raise ConfigurationError(f"{topic}[{partition}] has offsets {first} to {end}")
             before = await store.stored_offset(place)
             out.print(
                 f"{topic}[{partition}]: {before.next_offset if before else 'nothing'} -> {offset}", highlight=False
@@ -379,10 +370,10 @@ def doctor() -> None:
         healthy = True
         async for finding in examine(settings):
             mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
-            out.print(f"{mark} {finding.check}: {finding.seen}", highlight=False, soft_wrap=True)
+            out.print(f"{mark} {finding.check}: {escape(finding.seen)}", highlight=False, soft_wrap=True)
             if finding.remedy:
                 healthy = False
-                out.print(f"  → {finding.remedy}", highlight=False, soft_wrap=True)
+                out.print(f"  → {escape(finding.remedy)}", highlight=False, soft_wrap=True)
         return healthy
 
     raise typer.Exit(0 if asyncio.run(check()) else 1)
@@ -424,20 +415,18 @@ def with_store(action: Callable[[PostgresStore], Coroutine[Any, Any, T]]) -> T:
     return asyncio.run(work())
 
 
-def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
 def print_table(title: str | None, headings: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Cells are folded, never cut: an id that is cut is of no use."""
-    table = Table(title=title, box=box.SIMPLE)
+    table = Table(title=title and escape(title), box=box.SIMPLE)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     out.print(table, highlight=False)
+
+
+def rfc3339(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")
 
 
 def moment(at: datetime | None) -> str:

@@ -49,7 +49,7 @@ class Kind(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of an event. The first five leave a history row."""
+    """What became of an event."""
 
     APPLIED = "applied"
     RECLASSIFIED = "reclassified"
@@ -62,7 +62,12 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
     DEAD_LETTER = "dead_letter"
 
+    @property
+    def has_effect(self) -> bool:
+        return self in EFFECTIVE
 
+
+EFFECTIVE = frozenset({Outcome.APPLIED, Outcome.RECLASSIFIED, Outcome.REINSTATED, Outcome.LATE, Outcome.OUTRANKED})
 OPEN = frozenset({Status.PENDING, Status.PROGRESS, Status.IDLE_TIMEOUT})
 
 RANK = {
@@ -287,6 +292,12 @@ class Change:
     outcomes: tuple[Outcome, ...]
     rows: tuple[HistoryRow, ...]
     clamped: int
+
+    @property
+    def effects(self) -> list[Event]:
+        """The events that write something; a tick is `applied` only where it made a deadline count."""
+        pairs = zip(self.events, self.outcomes, strict=True)
+        return [event for event, outcome in pairs if outcome.has_effect]
 
 
 def fold(

@@ -5,6 +5,7 @@ ConsumerError
 ├── PartitionStoppedError    one partition stops, the replica is not ready; the message says what to run
 ├── InvalidEventError        a library caller passed an event the contract forbids
 ├── ConcurrencyError         a library caller's retry budget is used up; nothing of the named conversations was written
+├── StalledError             Kafka's client is stuck: the process ends itself, a new one is not
 ├── DrainingError            the partition is being given up: stop between transactions, the next owner goes on
 ├── UnavailableError         an outage of database or brokers: pause, try again for as long as it takes, skip nothing
 └── StoreError
@@ -45,6 +46,10 @@ class ConcurrencyError(ConsumerError):
 
 class DrainingError(ConsumerError):
     """The partition was revoked or the process is stopping."""
+
+
+class StalledError(ConsumerError):
+    """Records are there, but the client brings none."""
 
 
 class UnavailableError(ConsumerError):

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from consumer.errors import ConfigurationError
 from consumer.health import Health
 from consumer.metrics import Metrics, samples
 from consumer.settings import HttpSettings
@@ -58,7 +59,12 @@ async def serve(
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.host, settings.port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"CONSUMER_HTTP__PORT={settings.port}: {error.strerror}; 0 takes a free one"
+            ) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

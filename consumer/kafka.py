@@ -17,7 +17,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
-from consumer.errors import ConfigurationError, PartitionStoppedError, UnavailableError
+from consumer.errors import ConfigurationError, PartitionStoppedError, StalledError, UnavailableError
 from consumer.health import Health
 from consumer.metrics import Lag, Metrics
 from consumer.records import DeadLetter, Record
@@ -302,10 +302,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         while True:
             await asyncio.sleep(LAG_SECONDS)
             for partition in list(self._assigned.values()):
-                with contextlib.suppress(KafkaError, TimeoutError):
+                try:
                     await asyncio.wait_for(partition.look_at_log_end(), STOP_SECONDS)
+                except (KafkaError, TimeoutError) as error:
+                    self._health.outages["Kafka"] = f"does not answer: {type(error).__name__}"
+                    break
                 if partition.stalled:
-                    raise UnavailableError(f"no record of {partition.partition} arrives although there are some")
+                    raise StalledError(f"no record of {partition.partition} arrives although there are some")
+            else:
+                self._health.outages.pop("Kafka", None)
 
     async def _cluster_id(self) -> str:
         async with admin(self._settings) as client:
@@ -330,9 +335,9 @@ class KafkaProducer:
             linger_ms=2,
             max_request_size=max_record_bytes,
         )
-        with _outages():
-            await producer.start()
         try:
+            with _outages():
+                await producer.start()
             yield cls(producer, settings)
         finally:
             with contextlib.suppress(TimeoutError, KafkaError):

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample as PrometheusSample
 
-from consumer.conversation import Change, Event, Kind, Outcome, Tick
+from consumer.conversation import Change, Kind, Outcome
 from schemas import Reason
 
 Sample = PrometheusSample
@@ -21,9 +21,6 @@ DIRECT = "direct"
 """`topic` label of library calls."""
 INVALID = "invalid"
 """`type` label of records that hold no event."""
-LEAVES_A_ROW = frozenset(
-    {Outcome.APPLIED, Outcome.RECLASSIFIED, Outcome.REINSTATED, Outcome.LATE, Outcome.OUTRANKED},
-)
 ATTEMPT_RESULTS = ("committed", "conflict", "error")
 RETRY_REASONS = ("version", "lock", "deadlock", "serialization", "duplicate")
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -173,12 +170,12 @@ class Metrics:
     def attempted(self, changes: Iterable[Change], result: str) -> None:
         """Counts a write attempt per event with an effect."""
         for change in changes:
-            for event in effects(change):
+            for event in change.effects:
                 self.write_attempts.labels(event.kind, result).inc()
 
     def retried(self, change: Change, reason: str, backoff_seconds: float) -> None:
         """Counts a retry per event with an effect, and the wait before it."""
-        for event in effects(change):
+        for event in change.effects:
             self.retries.labels(event.kind, reason).inc()
             self.retry_backoff.labels(event.kind).inc(backoff_seconds)
 
@@ -188,7 +185,7 @@ class Metrics:
             self.events.labels(topic, event.kind, outcome).inc()
             self.event_processing.labels(event.kind).observe(seconds)
             self.event_age.observe(max(0.0, now - event.at.timestamp()))
-        for event in effects(change):
+        for event in change.effects:
             self.write_attempts.labels(event.kind, "committed").inc()
             self.operation_retries.labels(event.kind).observe(losses)
         for row in change.rows:
@@ -252,12 +249,3 @@ class _LagCollector(Collector):
             records.add_metric([lag.topic, str(lag.partition)], lag.records)
             seconds.add_metric([lag.topic, str(lag.partition)], lag.seconds)
         return records, seconds
-
-
-def effects(change: Change) -> list[Event]:
-    """The events that write something: those that leave a row of their own, and ticks that made a deadline count."""
-    return [
-        event
-        for event, outcome in zip(change.events, change.outcomes, strict=True)
-        if (outcome is Outcome.APPLIED if isinstance(event, Tick) else outcome in LEAVES_A_ROW)
-    ]

@@ -17,7 +17,14 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from consumer.conversation import Author, Change, Conversation, Event, HistoryRow, Kind, Outcome, Session, Status, Tick
-from consumer.errors import ConsumerError, ContentionError, RefusedError, StaleOwnerError, UnavailableError
+from consumer.errors import (
+    ConfigurationError,
+    ConsumerError,
+    ContentionError,
+    RefusedError,
+    StaleOwnerError,
+    UnavailableError,
+)
 from consumer.metrics import Metrics
 from consumer.service import Decided, EventsById, Lost, Partition, Progress, Snapshot, StoredOffset
 from consumer.settings import DatabaseSettings
@@ -320,7 +327,7 @@ class PostgresStore:
     async def _measured(self, operation: str) -> AsyncIterator[None]:
         started = time.perf_counter()
         try:
-            with _classified():
+            with classified():
                 yield
         except UnavailableError:
             await self._engine.dispose()
@@ -338,7 +345,7 @@ class PostgresLockedRows:
         self._progress = progress
 
     async def save(self, decided: Decided) -> Lost:
-        with _classified():
+        with classified():
             return await _save(self._connection, decided, self._progress)
 
 
@@ -350,7 +357,7 @@ async def _execute(connection: AsyncConnection, sql: str, *arguments: Any) -> Se
 async def _guard(connection: AsyncConnection, progress: Progress) -> None:
     """Holds the partition's offset row. Another owner still holding it is an outage: it will be timed out."""
     try:
-        with _classified():
+        with classified():
             held = await _execute(connection, _GUARD, *_key(progress.partition), progress.start)
     except ContentionError as error:
         raise UnavailableError("another owner holds the partition's offset row") from error
@@ -429,7 +436,7 @@ async def _insert(connection: AsyncConnection, changes: Sequence[Change]) -> set
 async def _insert_unblocked(connection: AsyncConnection, changes: Sequence[Change]) -> set[str]:
     """Bisects until the inserts that wait for somebody's uncommitted row stand alone; those are not won."""
     try:
-        with _classified():
+        with classified():
             async with connection.begin_nested():
                 return await _insert(connection, changes)
     except ContentionError:
@@ -523,18 +530,23 @@ def _milliseconds(seconds: float) -> str:
 
 _CONTENTION = {"40001": "serialization", "40P01": "deadlock", "55P03": "lock", "23505": "duplicate"}
 _REFUSED = ("22", "54", "23514", "23502")
+_MISCONFIGURED = {
+    "42P01": "the database's tables are not there: run `conversation-consumer migrate`",
+    "3D000": "the database does not exist: create it, or check CONSUMER_DATABASE__URL",
+    "42501": "the database user may not do this: grant it, or check CONSUMER_DATABASE__URL",
+}
 _UNAVAILABLE = ("08", "53", "57", "58", "28", "25006", "25P03")
 
 
 @contextmanager
-def _classified() -> Iterator[None]:
+def classified() -> Iterator[None]:
     """Translates what the driver raises, by SQLSTATE. A programming error stays what it is."""
     try:
         yield
     except (sa.exc.DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if (classified := _classify(error)) is None:
+        if (known := _classify(error)) is None:
             raise
-        raise classified from error
+        raise known from error
     except (OSError, TimeoutError, sa.exc.TimeoutError) as error:
         raise UnavailableError(f"no answer from the database: {type(error).__name__}: {error}") from error
 
@@ -545,6 +557,8 @@ def _classify(error: Exception) -> ConsumerError | None:
     state = str(getattr(cause, "sqlstate", None) or "")
     if state in _CONTENTION:
         return ContentionError(_CONTENTION[state])
+    if state in _MISCONFIGURED:
+        return ConfigurationError(_MISCONFIGURED[state])
     if state.startswith(_REFUSED) or isinstance(cause, asyncpg.DataError):
         return RefusedError(f"PostgreSQL refused a value (SQLSTATE {state or 'none'})")
     if state.startswith(_UNAVAILABLE) or isinstance(cause, asyncpg.InterfaceError | OSError | TimeoutError):

@@ -8,10 +8,20 @@ import os
 import re
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -41,6 +51,17 @@ def _iso_duration(value: object) -> object:
     return value
 
 
+def _postgresql_url(url: SecretStr) -> SecretStr:
+    parts = urlsplit(url.get_secret_value())
+    try:
+        usable = parts.scheme in ("postgresql", "postgres") and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("should be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return url
+
+
 Seconds = Annotated[float, Field(gt=0)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
 Duration = Annotated[timedelta, BeforeValidator(_iso_duration), Field(gt=timedelta(0))]
@@ -51,7 +72,7 @@ class _Group(BaseModel):
 
 
 class DatabaseSettings(_Group):
-    url: SecretStr = Field(
+    url: Annotated[SecretStr, AfterValidator(_postgresql_url)] = Field(
         SecretStr("postgresql://localhost/conversation"),
         description="libpq URL; `sslmode=verify-full&sslrootcert=...` is understood.",
     )
@@ -66,7 +87,9 @@ class DatabaseSettings(_Group):
 
 
 class KafkaSettings(_Group):
-    bootstrap_servers: str = Field("localhost:9092", description="Brokers, `host:port`, comma-separated.")
+    bootstrap_servers: Annotated[str, Field(pattern=r"^[^:,\s]+:[0-9]+(,[^:,\s]+:[0-9]+)*$")] = Field(
+        "localhost:9092", description="Brokers, `host:port`, comma-separated."
+    )
     group_id: str = Field("conversation-consumer", min_length=1, description="Consumer group.")
     topics: Names = Field(("conversation.events",), description="Input topics, comma-separated.")
     dead_letter_topic: str = Field("conversation.dead-letter", description="Where records that hold no valid event go.")
@@ -83,9 +106,11 @@ class KafkaSettings(_Group):
     )
     sasl_username: str | None = Field(None, description="With SASL_*: the user.")
     sasl_password: SecretStr | None = Field(None, description="With SASL_*: the password.")
-    ssl_ca_file: Path | None = Field(None, description="With *SSL: the authority's certificate; default the system's.")
-    ssl_certificate_file: Path | None = Field(None, description="For mTLS: the client's certificate.")
-    ssl_key_file: Path | None = Field(None, description="For mTLS: the client's key.")
+    ssl_ca_file: FilePath | None = Field(
+        None, description="With *SSL: the authority's certificate; default the system's."
+    )
+    ssl_certificate_file: FilePath | None = Field(None, description="For mTLS: the client's certificate.")
+    ssl_key_file: FilePath | None = Field(None, description="For mTLS: the client's key.")
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> "KafkaSettings":

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from consumer.devstack.process import DevstackError
+
 
 @asynccontextmanager
 async def new_database(server: str, prefix: str, template: str | None = None) -> AsyncIterator[str]:
@@ -20,7 +22,12 @@ async def new_database(server: str, prefix: str, template: str | None = None) ->
 
 
 async def execute(url: str, sql: str) -> None:
-    connection = await asyncpg.connect(url)
+    try:
+        connection = await asyncpg.connect(url)
+    except OSError as error:
+        raise DevstackError(
+            f"PostgreSQL does not answer at {urlsplit(url).netloc.rpartition('@')[2]}: {error}"
+        ) from error
     try:
         await connection.execute(sql)
     finally:

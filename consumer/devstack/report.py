@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from consumer.conversation import Kind, Outcome
@@ -136,6 +137,8 @@ def _ratio(part: float, whole: float) -> float:
 def _verdicts(verdicts: list[Verdict]) -> Table:
     table = Table("invariant", "looked at", "", title="Verdict")
     for verdict in verdicts:
-        broken = f"[red]BROKEN[/] {len(verdict.violations)} times, {verdict.violations[0]}" if not verdict.holds else ""
+        broken = (
+            "" if verdict.holds else f"[red]BROKEN[/] {len(verdict.violations)} times: {escape(verdict.violations[0])}"
+        )
         table.add_row(verdict.invariant, f"{verdict.looked_at:,}", broken or "[green]holds")
     return table

@@ -1,7 +1,7 @@
 """Runs one server for as long as its parent lives: `python supervisor.py DIRECTORY UID COMMAND...`.
 
 The parent holds the other end of standard input. At end of file, which even kill -9 of the parent brings about, the
-server's whole process group is killed and DIRECTORY removed. A parent's death signal would not do: it is cleared by a
+server is ended with all its descendants and DIRECTORY removed. A parent's death signal would not do: it is cleared by a
 change of user and fires when a thread ends. A line on standard input names a signal: the server is ended with it and
 started again. Each start prints the server's process id. A server that ends by itself ends the supervisor, with its
 data left to read.
@@ -9,6 +9,8 @@ data left to read.
 Standard library only: it runs before anything else is known to work.
 """
 
+import contextlib
+import ctypes
 import os
 import select
 import shutil
@@ -18,11 +20,14 @@ import sys
 from pathlib import Path
 
 GRACE_SECONDS = 3.0
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(directory: str, uid: str, *command: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # Orphans of the server become children of this process: PostgreSQL's backends are in sessions of their own.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     while True:
         server = _start(directory, int(uid), command)
         print(server.pid, flush=True)  # noqa: T201 - read by the parent
@@ -67,14 +72,22 @@ def _next_order(server: "subprocess.Popen[bytes]") -> str | None:
 
 
 def _end(server: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    for attempt in (number, signal.SIGKILL):
-        try:
-            os.killpg(server.pid, attempt)
-            server.wait(GRACE_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    server.send_signal(number)
+    try:
+        server.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    _kill_orphans()
+
+
+def _kill_orphans() -> None:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while pids := children.read_text().split():
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        os.waitpid(-1, 0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import context
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from consumer.postgres import metadata
+from consumer.postgres import classified, metadata
 
 LOCK = 0x636F6E766572  # "conver": pg_advisory_xact_lock, so that replicas may migrate at once
 
@@ -30,10 +30,12 @@ async def migrate_online(url: str) -> None:
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url, timeout=10), poolclass=sa.NullPool
     )
-    async with engine.connect() as connection:
-        await connection.run_sync(migrate)
-        await connection.commit()
-    await engine.dispose()
+    try:
+        with classified():
+            async with engine.begin() as connection:
+                await connection.run_sync(migrate)
+    finally:
+        await engine.dispose()
 
 
 if context.is_offline_mode():

@@ -138,6 +138,48 @@ async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group,
     ]
 
 
+async def test_publish_to_a_missing_topic_names_the_command(group: Group, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(json.dumps(as_record(message(at=NOW))))
+
+    code, _, err = await command(group, "publish", str(file), "--topic", "nobody-made-this")
+
+    assert (code, "topic nobody-made-this does not exist" in err) == (2, True)
+
+
+async def test_an_id_that_looks_like_markup_is_printed_as_it_is(group: Group, database: str) -> None:
+    async with opened(database) as store:
+        await ConversationService(store).apply([message(at=NOW, conversation_id="[red]sub[/zz]")])
+
+    code, shown, _ = await command(group, "conversation", "history", "[red]sub[/zz]")
+    _, _, err = await command(group, "conversation", "show", "[bold]nope[/]")
+
+    assert (code, "[red]sub[/zz]" in shown) == (0, True)
+    assert "no conversation '[bold]nope[/]'" in err
+
+
+async def test_a_database_without_tables_names_the_command(group: Group, stack: Services) -> None:
+    async with new_database(stack.postgres, "test") as empty:
+        code, _, err = await command(group, "conversation", "show", "c-1", CONSUMER_DATABASE__URL=empty)
+
+    assert (code, "run `conversation-consumer migrate`" in err, "Traceback" in err) == (2, True, False)
+
+
+async def test_a_database_that_does_not_exist_is_named(group: Group, stack: Services) -> None:
+    for arguments in (("run",), ("migrate",)):
+        code, _, err = await command(group, *arguments, CONSUMER_DATABASE__URL=f"{stack.postgres}_nobody_made_this")
+
+        assert (code, "check CONSUMER_DATABASE__URL" in err, "Traceback" in err) == (2, True, False)
+
+
+async def test_a_port_that_is_taken_is_named(group: Group) -> None:
+    replica = await group.replica()
+
+    code, _, err = await command(group, "run", CONSUMER_HTTP__PORT=str(replica.port))
+
+    assert (code, f"CONSUMER_HTTP__PORT={replica.port}" in err, "Traceback" in err) == (2, True, False)
+
+
 async def test_a_conversation_is_shown_with_its_history(group: Group) -> None:
     replica = await group.replica()
     await group.publish(
@@ -167,18 +209,26 @@ async def test_an_unknown_conversation_is_an_error(group: Group) -> None:
 
 async def test_an_offset_is_set_only_with_yes(group: Group) -> None:
     replica = await group.replica()
-    await group.publish(message(at=NOW))
-    await group.until_applied(1)
+    await group.publish(*(message(at=NOW) for _ in range(3)))
+    await group.until_applied(3)
     await replica.stop()
+    ((home, _),) = [place for place in (await group.stored()).items() if place[1] == 3]
 
-    _, plan, _ = await command(group, "offsets", "set", group.topic, "1", "0")
+    _, plan, _ = await command(group, "offsets", "set", group.topic, str(home), "1")
     unchanged = await group.stored()
-    code, _, _ = await command(group, "offsets", "set", group.topic, "1", "9", "--yes")
+    code, _, _ = await command(group, "offsets", "set", group.topic, str(home), "1", "--yes")
     _, shown, _ = await command(group, "offsets", "show")
 
+    assert f"{group.topic}[{home}]: 3 -> 1" in plan
     assert "nothing done: add --yes" in plan
-    assert (code, unchanged[1] == 9, (await group.stored())[1]) == (0, False, 9)
+    assert (code, unchanged[home], (await group.stored())[home]) == (0, 3, 1)
     assert group.topic in shown
+
+
+async def test_an_offset_outside_the_log_is_refused(group: Group) -> None:
+    code, _, err = await command(group, "offsets", "set", group.topic, "0", "7", "--yes")
+
+    assert (code, f"{group.topic}[0] has offsets 0 to 0" in err) == (2, True)
 
 
 async def test_an_offset_of_a_partition_that_does_not_exist_is_an_error(group: Group) -> None:

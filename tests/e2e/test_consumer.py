@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from datetime import UTC, datetime
 
@@ -12,6 +13,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from consumer import migrations
 from consumer.contract import as_record
 from consumer.conversation import Author, Event, Status
+from consumer.devstack.kafka_broker import KafkaBroker
 from consumer.devstack.postgres_server import PostgresServer
 from consumer.devstack.replica import Replica
 from consumer.devstack.topic import delete
@@ -206,6 +208,29 @@ async def test_a_database_restart_loses_nothing_and_buries_nothing(group: Group,
         await asyncio.to_thread(server.stop)
 
 
+async def test_brokers_that_do_not_answer_make_the_replica_unready_until_they_do(group: Group) -> None:
+    broker = await asyncio.to_thread(KafkaBroker)
+    try:
+        group.kafka = group.kafka.model_copy(update={"bootstrap_servers": broker.bootstrap_servers})
+        await group.create_topic(group.topic, PARTITIONS)
+        await group.create_topic(group.kafka.dead_letter_topic, configs={"max.message.bytes": str(2 * 2**20)})
+        replica = await group.replica()
+        await group.publish(message(at=NOW - HOUR))
+        await group.until_applied(1)
+
+        os.kill(broker.pid, signal.SIGSTOP)
+        await until(lambda: is_unready(replica, "Kafka: does not answer"), "not ready")
+        assert (await replica.get("/livez"))[0] == 200
+        os.kill(broker.pid, signal.SIGCONT)
+        await until(replica.ready, "ready again")
+        await group.publish(message(at=NOW))
+        await group.until_applied(2)
+
+        assert await replica.stop() == 0
+    finally:
+        await asyncio.to_thread(broker.stop)
+
+
 async def test_sigterm_mid_run_finishes_commits_and_leaves(group: Group) -> None:
     await group.publish(*talk(100, 100))
     replica = await group.replica(CONSUMER_WORKER__MAX_BATCH="100")
@@ -361,7 +386,7 @@ async def expired(group: Group, count: int) -> bool:
     return bool(await group.one("SELECT count(*) FROM conversation WHERE status = 'expired'") == count)
 
 
-async def test_published_transitions_are_the_status_changes(group: Group) -> None:
+async def test_transitions_are_left_for_the_outbox(group: Group) -> None:
     await group.replica()
     await group.publish(message(at=NOW - HOUR), message(Author.AGENT, NOW), message(at=NOW), close(at=NOW))
     await group.until_applied(4)

@@ -27,6 +27,11 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONSUMER_HTTP__PORT", "70000"),
         ("CONSUMER_KAFKA__TOPICS", ""),
         ("CONSUMER_SECRETS_DIR", "/does/not/exist"),
+        ("CONSUMER_DATABASE__URL", ""),
+        ("CONSUMER_DATABASE__URL", "mysql://db/conversation"),
+        ("CONSUMER_DATABASE__URL", "postgresql://db:port/conversation"),
+        ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "localhost:abc"),
+        ("CONSUMER_KAFKA__SSL_CA_FILE", "/does/not/exist"),
     ],
 )
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
