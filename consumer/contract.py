@@ -1,5 +1,6 @@
 """Between the event contract and the lifecycle: contract models to events, and events held against their model."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -39,8 +40,8 @@ def to_event(model: schemas.IncomingEvent) -> Event:
             assert_never(model)
 
 
-def check(event: Event) -> None:
-    """Raises `InvalidEventError` if the event could not have come over the log either."""
+def checked(event: Event) -> Event:
+    """The event as the log would have brought it, its time in UTC. Raises `InvalidEventError` if it could not have."""
     try:
         model = schemas.EVENT_MODELS[f"conversation.{event.kind}.v1"].model_validate(as_record(event))
         check_time(model, datetime.now(UTC))
@@ -50,6 +51,7 @@ def check(event: Event) -> None:
         raise InvalidEventError(f"{event.kind} event, {where}: {first['msg']}") from None
     except schemas.Invalid as error:
         raise InvalidEventError(f"{event.kind} event, {error.detail}") from None
+    return replace(event, at=model.time)
 
 
 def as_record(event: Event) -> dict[str, Any]:

@@ -8,6 +8,8 @@ ConsumerError
 ├── StalledError             Kafka's client is stuck: the process ends itself, a new one is not
 ├── DrainingError            the partition is being given up: stop between transactions, the next owner goes on
 ├── UnavailableError         an outage of database or brokers: pause, try again for as long as it takes, skip nothing
+│   ├── ConnectionLostError  … and the connections of the pool are of no use any more
+│   └── TooSlowError         … because the database did not answer in time: try again with less at once
 └── StoreError
     ├── ContentionError      another writer won: back off, decide again on fresh state
     ├── RefusedError         PostgreSQL will never take these values: isolate the event, dead-letter it
@@ -54,6 +56,14 @@ class StalledError(ConsumerError):
 
 class UnavailableError(ConsumerError):
     """The database or the brokers cannot be reached, are shutting down, read-only, or out of resources."""
+
+
+class ConnectionLostError(UnavailableError):
+    """The database went away, or is no longer one that can be written to."""
+
+
+class TooSlowError(UnavailableError):
+    """A statement or an answer took longer than its limit."""
 
 
 class StoreError(ConsumerError):

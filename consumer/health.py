@@ -17,8 +17,11 @@ class Health:
     last_dead_letters: deque[str] = field(default_factory=lambda: deque(maxlen=10))
 
     def alive(self, poll_timeout_seconds: float) -> bool:
-        """Loop and poll go on; Kafka and the database have no say, a restart would not mend them."""
-        return time.monotonic() - self.polled_at < poll_timeout_seconds
+        """Loop and poll go on; Kafka and the database have no say, a restart would not mend them.
+
+        Who has not joined the group waits for Kafka and need not poll.
+        """
+        return not self.joined or time.monotonic() - self.polled_at < poll_timeout_seconds
 
     def not_ready(self) -> list[str]:
         """Why this replica should get no trust; empty when it is ready. Owning no partition is fine."""

@@ -14,7 +14,15 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaError,
+    MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
+    TopicAlreadyExistsError,
+    UnsupportedCodecError,
+    for_code,
+)
 from aiokafka.partitioner import murmur2
 
 from consumer.errors import ConfigurationError, PartitionStoppedError, StalledError, UnavailableError
@@ -29,10 +37,17 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 0.1
 LAG_SECONDS = 2.0
 STOP_SECONDS = 5.0
+NOWHERE = TopicPartition("", 0)
+UNREADABLE = (UnicodeDecodeError, CorruptRecordException, UnsupportedCodecError)
+"""What the client raises for a record that it cannot read, such as one with a header name that is not UTF-8."""
+MAX_KEY_BYTES = 800
+"""No valid key is longer: 200 characters in UTF-8."""
 STALL_SECONDS = 60.0
 """How long a partition may be behind without a record arriving before the process ends itself: aiokafka can stall
 silently after a broker restart, and a restart of ours mends it."""
 HEADER = "__consumer.errors."
+INFLATED = 64
+"""How many times its compressed size a record may have."""
 HEADER_BYTES = 1024
 """Room that the error headers of a dead letter may take beyond the record."""
 
@@ -41,18 +56,24 @@ class AssignedPartition:
     """See `worker.PartitionLog`: one partition, from its assignment to its revocation."""
 
     def __init__(
-        self, client: AIOKafkaConsumer, partition: Partition, cluster: Callable[[], Awaitable[str]], limit: int
-    ):
+        self,
+        client: AIOKafkaConsumer,
+        partition: Partition,
+        cluster: Callable[[], Awaitable[str]],
+        settings: WorkerSettings,
+    ) -> None:
         self.partition = partition
         self.next_offset: int | None = None
-        self._log_end = 0
+        self.log_end = 0
         self._position = 0
-        self._advanced_at = time.monotonic()
+        self._waiting_since = time.monotonic()
         self._client = client
         self._tp = TopicPartition(partition.topic, partition.number)
         self._cluster = cluster
-        self._limit = limit
+        self._settings = settings
         self._buffer: list[Record] = []
+        self._buffered_bytes = 0
+        self._oldest: int | None = None
         self._paused = True
         self._failed: str | None = None
         self._news = asyncio.Event()
@@ -66,16 +87,29 @@ class AssignedPartition:
         with _outages():
             first = await self._client.beginning_offsets([self._tp])
             end = await self._client.end_offsets([self._tp])
+        self.log_end = end[self._tp]
         return first[self._tp], end[self._tp]
 
     def seek(self, offset: int) -> None:
-        if not self._given_up.is_set():
-            self._client.seek(self._tp, offset)
-            self._client.resume(self._tp)
         self._buffer.clear()
+        self._buffered_bytes = 0
+        self._oldest = None
         self._failed = None
         self._paused = False
         self.next_offset = offset
+        self._fetch_from(offset)
+
+    def refetch(self) -> None:
+        """Has everything after the buffer fetched again: a failed poll may have dropped what it had fetched."""
+        if self.next_offset is not None:
+            self._fetch_from(self._position)
+
+    def _fetch_from(self, offset: int) -> None:
+        self._position = offset
+        self._waiting_since = time.monotonic()
+        if not self._given_up.is_set():
+            self._client.seek(self._tp, offset)
+            self._client.resume(self._tp)
 
     async def take(self, limit: int) -> Sequence[Record]:
         self._paused = False
@@ -88,11 +122,14 @@ class AssignedPartition:
             raise PartitionStoppedError(self._failed)
         taken = self._buffer[:limit]
         del self._buffer[:limit]
+        self._buffered_bytes -= sum(map(_size, taken))
+        self._oldest = taken[0].timestamp
         return taken
 
     def applied(self, next_offset: int) -> None:
         self.next_offset = next_offset
-        self._advanced_at = time.monotonic()
+        self._oldest = None
+        self._waiting_since = time.monotonic()
 
     def pause(self) -> None:
         self._paused = True
@@ -105,16 +142,20 @@ class AssignedPartition:
     @property
     def hungry(self) -> bool:
         """Whether it should be fetched: started, not waiting for an outage to end, and with room in its buffer."""
-        return (
-            self.next_offset is not None and not self._paused and not self._failed and len(self._buffer) < self._limit
+        room = (
+            len(self._buffer) < self._settings.max_buffered and self._buffered_bytes < self._settings.max_buffered_bytes
         )
+        return self.next_offset is not None and not self._paused and not self._failed and room
 
-    def put(self, records: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
-        self._buffer.extend(_record(record) for record in records)
+    def put(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+        fetched = [_record(record) for record in records]
+        self._buffer += fetched
+        self._buffered_bytes += sum(map(_size, fetched))
+        self._position = fetched[-1].offset + 1
         self._news.set()
 
     def fail(self, why: str) -> None:
-        """The log no longer has what comes next."""
+        """What comes next cannot be had."""
         self._failed = why
         self._news.set()
 
@@ -123,27 +164,26 @@ class AssignedPartition:
         self._news.set()
 
     def lag(self) -> Lag | None:
+        """Counts from the first record not yet applied; commit markers at the end of the log are no records."""
         if self.next_offset is None:
             return None
-        fetched_to = self._buffer[-1].offset + 1 if self._buffer else self.next_offset
-        behind = max(fetched_to, self._log_end) - self.next_offset
-        age = time.time() - self._buffer[0].timestamp / 1000 if self._buffer else 0.0
-        return Lag(self.partition.topic, self.partition.number, behind, max(0.0, age))
+        oldest = self._oldest if self._oldest is not None else self._buffer[0].timestamp if self._buffer else None
+        done = self.next_offset if oldest is not None else max(self.next_offset, self._position)
+        age = 0.0 if oldest is None else time.time() - oldest / 1000
+        behind = max(self.log_end, self._position) - done
+        return Lag(self.partition.topic, self.partition.number, max(0, behind), max(0.0, age))
+
+    def look(self, log_end: int, position: int | None) -> None:
+        """What the brokers say: the client itself learns the end of the log only from a fetch that works."""
+        self.log_end = log_end
+        if position is not None and not self._buffer:
+            self._position = max(self._position, position)
 
     @property
     def stalled(self) -> bool:
         """Behind and waiting for records, but none come."""
-        waiting = self.hungry and not self._buffer and self.next_offset is not None
-        return waiting and self._log_end > self._position and time.monotonic() - self._advanced_at > STALL_SECONDS
-
-    async def look_at_log_end(self) -> None:
-        """Asks the brokers: the client itself learns it only from a fetch that works.
-
-        `position` is past commit markers at the end of the log, which are read, but are no records.
-        """
-        if self.next_offset is not None and not self._given_up.is_set():
-            self._log_end = (await self._client.end_offsets([self._tp]))[self._tp]
-            self._position = await self._client.position(self._tp)
+        waiting = self.hungry and not self._buffer and self._oldest is None
+        return waiting and self.log_end > self._position and time.monotonic() - self._waiting_since > STALL_SECONDS
 
 
 RunWorker = Callable[[AssignedPartition], Awaitable[None]]
@@ -192,14 +232,14 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._client.subscribe(topics=list(self._settings.topics), listener=self)
         with _outages():
             await self._client.start()
-        helpers = [asyncio.create_task(self._watched(h())) for h in (self._commit_regularly, self._watch_log_ends)]
-        try:
-            with _outages():
-                await self._poll()
-        finally:
-            for helper in helpers:
-                helper.cancel()
-            await self._leave()
+        work = (self._poll, self._commit_regularly, self._watch_log_ends)
+        poll, *helpers = [asyncio.create_task(self._watched(task())) for task in work]
+        await self._stopping.wait()
+        # A poll may wait for a rebalance without limit; before it is cancelled it may finish what it has in hand.
+        await asyncio.wait([poll], timeout=2 * POLL_SECONDS)
+        for task in (poll, *helpers):
+            task.cancel()
+        await self._leave()
         if self._failure is not None:
             raise self._failure
 
@@ -211,15 +251,18 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Finishes the transactions, not the backoffs. Must not raise: aiokafka would only log it."""
         self._metrics.rebalances.labels("revoked").inc()
+        self._health.joined = False
         await self._release(self._settings.rebalance_timeout_seconds * 0.8)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Starts the workers; each asks the database where to go on, so nothing is waited for here."""
         self._metrics.rebalances.labels("assigned").inc()
+        if self._stopping.is_set():
+            return
         self._partitions_of.cache_clear()
         for tp in assigned:
             partition = Partition(self._settings.group_id, tp.topic, tp.partition)
-            self._assigned[tp] = AssignedPartition(self._client, partition, self._cluster_id, self._worker.max_buffered)
+            self._assigned[tp] = AssignedPartition(self._client, partition, self._cluster_id, self._worker)
             self._tasks[tp] = asyncio.create_task(self._watched(self._run_worker(self._assigned[tp])))
         self._metrics.assigned_partitions.set(len(self._assigned))
         self._health.joined = True
@@ -237,17 +280,34 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             self._health.polled_at = time.monotonic()
             self._metrics.last_poll.set_to_current_time()
             hungry = [tp for tp, partition in self._assigned.items() if partition.hungry]
-            if not hungry:
-                await asyncio.sleep(POLL_SECONDS / 4)
-                continue
-            try:
-                fetched = await self._client.getmany(*hungry, timeout_ms=_ms(POLL_SECONDS))
-            except OffsetOutOfRangeError as error:
-                for tp in self._assigned.keys() & set(error.args[0]):
-                    self._assigned[tp].fail("the next record is no longer in the log")
-                continue
-            for tp, records in fetched.items():
-                self._deliver(tp, records)
+            # Polled even with nothing to fetch: that is how errors of the group come to light.
+            with _outages():
+                await self._fetch(hungry or [NOWHERE], POLL_SECONDS if hungry else POLL_SECONDS / 4)
+
+    async def _fetch(self, wanted: Sequence[TopicPartition], seconds: float) -> None:
+        try:
+            fetched = await self._client.getmany(
+                *wanted, timeout_ms=_ms(seconds), max_records=self._worker.max_buffered
+            )
+        except OffsetOutOfRangeError as error:
+            for tp in self._assigned.keys() & set(error.args[0]):
+                self._assigned[tp].fail("the next record is no longer in the log")
+            return
+        except UNREADABLE as error:
+            await self._find_unreadable(wanted, error)
+            return
+        for tp, records in fetched.items():
+            self._deliver(tp, records)
+
+    async def _find_unreadable(self, wanted: Sequence[TopicPartition], error: Exception) -> None:
+        """Stops the one partition whose next record the client cannot read; all are fetched again, one by one."""
+        for tp in self._assigned.keys() & set(wanted):
+            self._assigned[tp].refetch()
+        if len(wanted) > 1:
+            for tp in wanted:
+                await self._fetch([tp], POLL_SECONDS)
+        elif partition := self._assigned.get(wanted[0]):
+            partition.fail(f"a record from offset {partition.next_offset} on cannot be read: {type(error).__name__}")
 
     def _deliver(self, tp: TopicPartition, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
         """Whatever was fetched before the partition's `seek` is forgotten by it; nothing after it may be dropped."""
@@ -255,7 +315,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         partition.put(records)
         count = self._partitions_of(tp.topic)
-        strays = sum(record.key is not None and self._home_of(record.key, count) != tp.partition for record in records)
+        keys = (record.key for record in records if record.key is not None and len(record.key) <= MAX_KEY_BYTES)
+        strays = sum(self._home_of(key, count) != tp.partition for key in keys)
         self._metrics.misplaced.inc(strays)
 
     def _count_partitions(self, topic: str) -> int:
@@ -301,16 +362,22 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _watch_log_ends(self) -> None:
         while True:
             await asyncio.sleep(LAG_SECONDS)
-            for partition in list(self._assigned.values()):
-                try:
-                    await asyncio.wait_for(partition.look_at_log_end(), STOP_SECONDS)
-                except (KafkaError, TimeoutError) as error:
-                    self._health.outages["Kafka"] = f"does not answer: {type(error).__name__}"
-                    break
-                if partition.stalled:
-                    raise StalledError(f"no record of {partition.partition} arrives although there are some")
-            else:
-                self._health.outages.pop("Kafka", None)
+            started = {tp: p for tp, p in self._assigned.items() if p.next_offset is not None}
+            try:
+                ends = await asyncio.wait_for(self._client.end_offsets(list(started)), STOP_SECONDS) if started else {}
+                for tp, partition in started.items():
+                    if tp in self._assigned:
+                        partition.look(ends[tp], await self._position(tp))
+            except (KafkaError, TimeoutError) as error:
+                self._health.outages["Kafka"] = f"does not answer: {type(error).__name__}"
+                continue
+            self._health.outages.pop("Kafka", None)
+            if stalled := [partition.partition for partition in started.values() if partition.stalled]:
+                raise StalledError(f"no record of {stalled} arrives although there are some")
+
+    async def _position(self, tp: TopicPartition) -> int | None:
+        """Where the client reads next, past commit markers; unknown while the partition is being given up."""
+        return int(await asyncio.wait_for(self._client.position(tp), STOP_SECONDS)) if tp in self._assigned else None
 
     async def _cluster_id(self) -> str:
         async with admin(self._settings) as client:
@@ -333,7 +400,9 @@ class KafkaProducer:
             acks="all",
             enable_idempotence=True,
             linger_ms=2,
-            max_request_size=max_record_bytes,
+            # Brokers limit what is compressed, this client what is not.
+            compression_type="gzip",
+            max_request_size=INFLATED * max_record_bytes,
         )
         try:
             with _outages():
@@ -352,10 +421,16 @@ class KafkaProducer:
     async def send(self, letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         with _outages():
-            sent = [await self._bury(letter) for letter in letters]
-            await asyncio.gather(*sent)
+            try:
+                sent = [await self._enqueue(letter) for letter in letters]
+                await asyncio.gather(*sent)
+            except MessageSizeTooLargeError as error:
+                topic = self._settings.dead_letter_topic
+                raise PartitionStoppedError(
+                    f"a dead letter does not fit: raise max.message.bytes of {topic}"
+                ) from error
 
-    async def _bury(self, letter: DeadLetter) -> Any:
+    async def _enqueue(self, letter: DeadLetter) -> Any:
         """The future of its acknowledgement."""
         record = letter.record
         facts = {
@@ -422,9 +497,9 @@ class KafkaAdmin:
 @asynccontextmanager
 async def admin(settings: KafkaSettings) -> AsyncIterator[KafkaAdmin]:
     client = AIOKafkaAdminClient(**_connection(settings))
-    with _outages():
-        await client.start()
     try:
+        with _outages():
+            await client.start()
         yield KafkaAdmin(client)
     finally:
         await client.close()
@@ -496,6 +571,10 @@ def _record(record: "ConsumerRecord[bytes, bytes]") -> Record:
     return Record(
         record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, tuple(record.headers)
     )
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"") + len(record.key or b"")
 
 
 def _ms(seconds: float) -> int:

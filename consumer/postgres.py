@@ -19,10 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from consumer.conversation import Author, Change, Conversation, Event, HistoryRow, Kind, Outcome, Session, Status, Tick
 from consumer.errors import (
     ConfigurationError,
+    ConnectionLostError,
     ConsumerError,
     ContentionError,
     RefusedError,
     StaleOwnerError,
+    TooSlowError,
     UnavailableError,
 )
 from consumer.metrics import Metrics
@@ -30,6 +32,7 @@ from consumer.service import Decided, EventsById, Lost, Partition, Progress, Sna
 from consumer.settings import DatabaseSettings
 from consumer.ticker import Alarm
 
+BISECT_SECONDS = 1.0
 metadata = sa.MetaData()
 _ID = sa.Text(collation="C")
 _TIME = sa.DateTime(timezone=True)
@@ -205,10 +208,8 @@ class PostgresStore:
         self._engine = engine
         self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._metrics = metrics or Metrics()
-        pool = engine.pool
-        assert isinstance(pool, sa.QueuePool)
-        self._metrics.db_pool_connections.labels("in_use").set_function(pool.checkedout)
-        self._metrics.db_pool_connections.labels("idle").set_function(pool.checkedin)
+        self._metrics.db_pool_connections.labels("in_use").set_function(lambda: _pool(engine).checkedout())
+        self._metrics.db_pool_connections.labels("idle").set_function(lambda: _pool(engine).checkedin())
 
     @classmethod
     @asynccontextmanager
@@ -220,6 +221,7 @@ class PostgresStore:
             pool_size=settings.writers + 1,
             max_overflow=0,
             pool_timeout=settings.command_timeout_seconds,
+            hide_parameters=True,
         )
         try:
             yield cls(engine, metrics)
@@ -329,8 +331,9 @@ class PostgresStore:
         try:
             with classified():
                 yield
-        except UnavailableError:
-            await self._engine.dispose()
+        except ConnectionLostError:
+            # Not closed one by one: each would wait for a server that may not answer.
+            await self._engine.dispose(close=False)
             raise
         finally:
             self._metrics.db_transaction.labels(operation).observe(time.perf_counter() - started)
@@ -347,6 +350,12 @@ class PostgresLockedRows:
     async def save(self, decided: Decided) -> Lost:
         with classified():
             return await _save(self._connection, decided, self._progress)
+
+
+def _pool(engine: AsyncEngine) -> sa.QueuePool:
+    """The pool of now: an outage replaces it."""
+    assert isinstance(engine.pool, sa.QueuePool)
+    return engine.pool
 
 
 async def _execute(connection: AsyncConnection, sql: str, *arguments: Any) -> Sequence[Any]:
@@ -407,7 +416,8 @@ async def _save_unlocked(connection: AsyncConnection, decided: Decided, progress
     changes = _writing(decided)
     free = {row[0] for row in await _execute(connection, f"{_LOCK} SKIP LOCKED", [c.after.id for c in changes])}
     won = await _update(connection, [change for change in changes if change.after.id in free])
-    won |= await _insert_unblocked(connection, [change for change in changes if change.before.version == 0])
+    new = [change for change in changes if change.before.version == 0]
+    won |= await _insert_unblocked(connection, new, time.monotonic() + BISECT_SECONDS)
     await _follow(connection, [change for change in changes if change.after.id in won], decided.now)
     lost = {c.after.id: "version" if c.after.id in free else "lock" for c in changes if c.after.id not in won}
     await _advance(connection, progress, lost)
@@ -433,18 +443,21 @@ async def _insert(connection: AsyncConnection, changes: Sequence[Change]) -> set
     return {row[0] for row in await _execute(connection, _INSERT, *_columns(rows))} if rows else set()
 
 
-async def _insert_unblocked(connection: AsyncConnection, changes: Sequence[Change]) -> set[str]:
-    """Bisects until the inserts that wait for somebody's uncommitted row stand alone; those are not won."""
+async def _insert_unblocked(connection: AsyncConnection, changes: Sequence[Change], deadline: float) -> set[str]:
+    """Bisects until the inserts that wait for somebody's uncommitted row stand alone; those are not won.
+
+    Nor is what is left at the deadline: the guard must not be held for long.
+    """
     try:
         with classified():
             async with connection.begin_nested():
                 return await _insert(connection, changes)
     except ContentionError:
-        if len(changes) == 1:
+        if len(changes) == 1 or time.monotonic() > deadline:
             return set()
     middle = len(changes) // 2
-    left = await _insert_unblocked(connection, changes[:middle])
-    return left | await _insert_unblocked(connection, changes[middle:])
+    left = await _insert_unblocked(connection, changes[:middle], deadline)
+    return left | await _insert_unblocked(connection, changes[middle:], deadline)
 
 
 async def _follow(connection: AsyncConnection, won: Sequence[Change], now: datetime) -> None:
@@ -529,13 +542,14 @@ def _milliseconds(seconds: float) -> str:
 
 
 _CONTENTION = {"40001": "serialization", "40P01": "deadlock", "55P03": "lock", "23505": "duplicate"}
-_REFUSED = ("22", "54", "23514", "23502")
+_REFUSED = ("22", "54", "23514")
 _MISCONFIGURED = {
     "42P01": "the database's tables are not there: run `conversation-consumer migrate`",
     "3D000": "the database does not exist: create it, or check CONSUMER_DATABASE__URL",
     "42501": "the database user may not do this: grant it, or check CONSUMER_DATABASE__URL",
 }
-_UNAVAILABLE = ("08", "53", "57", "58", "28", "25006", "25P03")
+_TOO_SLOW = "57014"
+_UNAVAILABLE = ("08", "53", "57", "58", "28", "25006", "25P03", "25P04", "0A000")
 
 
 @contextmanager
@@ -547,22 +561,33 @@ def classified() -> Iterator[None]:
         if (known := _classify(error)) is None:
             raise
         raise known from error
-    except (OSError, TimeoutError, sa.exc.TimeoutError) as error:
-        raise UnavailableError(f"no answer from the database: {type(error).__name__}: {error}") from error
+    except TimeoutError as error:
+        raise TooSlowError("no answer from the database in time") from error
+    except sa.exc.TimeoutError as error:
+        raise UnavailableError("no connection of the pool came free in time") from error
+    except OSError as error:
+        raise ConnectionLostError(f"no answer from the database: {type(error).__name__}: {error}") from error
+
+
+def _of_writers_and_settings(state: str) -> ConsumerError | None:
+    if state in _CONTENTION:
+        return ContentionError(_CONTENTION[state])
+    return ConfigurationError(_MISCONFIGURED[state]) if state in _MISCONFIGURED else None
 
 
 def _classify(error: Exception) -> ConsumerError | None:
     wrapped = error if isinstance(error, sa.exc.DBAPIError) else None
     cause = (wrapped.orig and wrapped.orig.__cause__) or wrapped.orig if wrapped else error
     state = str(getattr(cause, "sqlstate", None) or "")
-    if state in _CONTENTION:
-        return ContentionError(_CONTENTION[state])
-    if state in _MISCONFIGURED:
-        return ConfigurationError(_MISCONFIGURED[state])
+    if known := _of_writers_and_settings(state):
+        return known
     if state.startswith(_REFUSED) or isinstance(cause, asyncpg.DataError):
         return RefusedError(f"PostgreSQL refused a value (SQLSTATE {state or 'none'})")
-    if state.startswith(_UNAVAILABLE) or isinstance(cause, asyncpg.InterfaceError | OSError | TimeoutError):
-        return UnavailableError(f"the database is unavailable (SQLSTATE {state or 'none'}): {type(cause).__name__}")
-    if wrapped and wrapped.connection_invalidated:
-        return UnavailableError(f"the connection was lost: {type(cause).__name__}")
+    if state == _TOO_SLOW or isinstance(cause, TimeoutError):
+        return TooSlowError("a statement took longer than CONSUMER_DATABASE__STATEMENT_TIMEOUT_SECONDS")
+    if isinstance(cause, asyncpg.ClientConfigurationError):
+        return ConfigurationError("CONSUMER_DATABASE__URL is not an address that the driver understands")
+    lost = isinstance(cause, asyncpg.InterfaceError | OSError) or (wrapped and wrapped.connection_invalidated)
+    if lost or state.startswith(_UNAVAILABLE):
+        return ConnectionLostError(f"the database is unavailable (SQLSTATE {state or 'none'}): {type(cause).__name__}")
     return None

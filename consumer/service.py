@@ -23,7 +23,7 @@ from tenacity import (
 )
 from tenacity.stop import stop_base
 
-from consumer.contract import check
+from consumer.contract import checked
 from consumer.conversation import Change, Conversation, Event, Identity, Outcome, Policy, fold
 from consumer.errors import ConcurrencyError, ContentionError, RefusedError, StoreError, UnavailableError
 from consumer.metrics import DIRECT, Metrics
@@ -133,6 +133,11 @@ class Batch:
         return groups
 
     @property
+    def held(self) -> Progress | None:
+        """The guard without the move: dead letters come before the offset."""
+        return self.progress and replace(self.progress, end=self.progress.start)
+
+    @property
     def refused(self) -> list[int]:
         """Positions of the events that PostgreSQL will never take."""
         return [position for position, outcome in enumerate(self.outcomes) if outcome is Outcome.DEAD_LETTER]
@@ -171,19 +176,20 @@ class ConversationService:
         Raises:
             InvalidEventError: an event breaks the contract; nothing was written.
             ConcurrencyError: other writers kept winning some conversations.
-            RefusedError: PostgreSQL will never take some events.
+            RefusedError: the database will never take the events named; call again without them.
             UnavailableError: the database could not be reached; what was written is unknown.
         """
-        for event in events:
-            check(event)
-        batch = Batch(events)
+        batch = Batch([checked(event) for event in events])
+        contended: ContentionError | None = None
         try:
-            await self._run(batch, range(len(events)), stop_after_attempt(self._retry.attempts), self._sleep)
+            await self._run(batch, stop_after_attempt(self._retry.attempts), self._sleep)
         except ContentionError as error:
-            raise ConcurrencyError(batch.pending(range(len(events))), self._retry.attempts) from error
+            contended = error
         if batch.refused:
             refused = [(batch.events[i].source, batch.events[i].event_id) for i in batch.refused]
-            raise RefusedError(f"events that PostgreSQL will never take: {refused}")
+            raise RefusedError(f"the database will never take these events: {refused}") from contended
+        if contended:
+            raise ConcurrencyError(batch.pending(range(len(events))), self._retry.attempts) from contended
         return [outcome for outcome in batch.outcomes if outcome is not None]
 
     async def consume(self, batch: Batch, sleep: Sleep) -> None:
@@ -192,26 +198,37 @@ class ConversationService:
         `sleep` may raise to end the backing off. Where `batch.refused` is not empty the offset has not moved: send the
         dead letters first, then consume an empty batch of the same progress. An error leaves the batch resumable.
         """
-        await self._run(batch, range(len(batch.events)), stop_never, sleep)
+        await self._run(batch, stop_never, sleep)
 
-    async def _run(self, batch: Batch, part: Sequence[int], stop: stop_base, sleep: Sleep) -> None:
-        try:
-            await self._win(batch, part, batch.progress, stop, sleep)
-        except RefusedError:
-            await self._isolate(batch, part, stop, sleep)
+    async def _run(self, batch: Batch, stop: stop_base, sleep: Sleep) -> None:
+        """Dead letters come before the offset: with any of them outstanding it is held."""
+        await self._apply_part(
+            batch, range(len(batch.events)), batch.held if batch.refused else batch.progress, stop, sleep
+        )
 
-    async def _isolate(self, batch: Batch, part: Sequence[int], stop: stop_base, sleep: Sleep) -> None:
+    async def _apply_part(
+        self, batch: Batch, part: Sequence[int], progress: Progress | None, stop: stop_base, sleep: Sleep
+    ) -> None:
         """Bisects until the refused events stand alone, so that they cost their neighbours nothing."""
-        if len(part) == 1:
-            batch.outcomes[part[0]] = Outcome.DEAD_LETTER
-            return
-        held = batch.progress and replace(batch.progress, end=batch.progress.start)
+        try:
+            await self._win(batch, part, progress, stop, sleep)
+        except RefusedError:
+            if len(part) == 1:
+                batch.outcomes[part[0]] = Outcome.DEAD_LETTER
+                return
+            await self._apply_halves(batch, part, stop, sleep)
+
+    async def _apply_halves(self, batch: Batch, part: Sequence[int], stop: stop_base, sleep: Sleep) -> None:
+        """In order; one that is still contended does not keep the other from being tried."""
+        contended: ContentionError | None = None
         middle = len(part) // 2
         for half in (part[:middle], part[middle:]):
             try:
-                await self._win(batch, half, held, stop, sleep)
-            except RefusedError:
-                await self._isolate(batch, half, stop, sleep)
+                await self._apply_part(batch, half, batch.held, stop, sleep)
+            except ContentionError as error:
+                contended = error
+        if contended:
+            raise contended
 
     async def _win(
         self, batch: Batch, part: Sequence[int], progress: Progress | None, stop: stop_base, sleep: Sleep
@@ -237,11 +254,21 @@ class ConversationService:
                 decided = self._decide(await self._store.load(events), events)
                 lost = await self._counted(batch, decided, self._store.save(decided, progress))
             else:
-                async with self._store.locked(events, progress) as rows:
-                    self._metrics.lock_escalations.inc(len(events))
-                    decided = self._decide(rows.snapshot, events)
-                    lost = await self._counted(batch, decided, rows.save(decided))
+                decided, lost = await self._locked(batch, events, progress)
         self._settle(batch, pending, decided, lost)
+
+    async def _locked(self, batch: Batch, events: EventsById, progress: Progress | None) -> tuple[Decided, Lost]:
+        """A round under row locks; a lock that is not to be had is a lost race as well."""
+        decided: Decided | None = None
+        try:
+            async with self._store.locked(events, progress) as rows:
+                self._metrics.lock_escalations.inc(len(events))
+                decided = self._decide(rows.snapshot, events)
+                return decided, await self._counted(batch, decided, rows.save(decided))
+        except ContentionError as error:
+            if decided is None:
+                self._lose(batch, [(change, error.reason) for change, _ in batch.losing])
+            raise
 
     def _decide(self, snapshot: Snapshot, events: EventsById) -> Decided:
         changes = [

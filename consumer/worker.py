@@ -6,10 +6,10 @@ from random import Random
 from typing import Protocol
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
 from consumer.conversation import Event
-from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, UnavailableError
+from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, TooSlowError, UnavailableError
 from consumer.health import Health
 from consumer.metrics import INVALID, Metrics
 from consumer.records import DeadLetter, Record, decode_all
@@ -18,6 +18,7 @@ from consumer.settings import WorkerSettings
 from schemas import Reason
 
 log = structlog.get_logger(__name__)
+SLOW_SECONDS = 0.5
 RECHECK_SECONDS = 10.0
 """How often a stopped partition looks whether somebody has mended its offset."""
 
@@ -89,14 +90,15 @@ class PartitionWorker:
         self._rng = rng or Random()
         self._ceiling = wait_exponential(multiplier=0.1, max=settings.outage_backoff_max_seconds)
         self._next_offset = 0
+        self._bite = settings.max_batch
         self._name = f"{source.partition.topic}[{source.partition.number}]"
 
     async def run(self) -> None:
         """Applies the partition until it is given up. An unexpected error is a bug and ends the process."""
         try:
             await self._start()
-            while records := await self._next_records():
-                await self._process(records)
+            while await self._step():
+                pass
         except DrainingError:
             log.info("gave the partition up between transactions", partition=self._name)
         finally:
@@ -105,17 +107,39 @@ class PartitionWorker:
 
     async def _start(self) -> None:
         """Seeks to the stored offset; where it does not fit the log, waits until somebody has mended it."""
+        mended = False
         while True:
             try:
                 await self._patiently(self._seek_to_stored_offset)
             except PartitionStoppedError as error:
-                if self._name not in self._health.stopped:
-                    log.error("partition stopped", partition=self._name, error=str(error))  # noqa: TRY400
-                self._health.stopped[self._name] = str(error)
-                await self._sleep(RECHECK_SECONDS)
+                await self._stop_for_a_while(error)
+                mended = True
             else:
-                self._health.stopped.pop(self._name, None)
+                if mended:
+                    self._health.stopped.pop(self._name, None)
                 return
+
+    async def _step(self) -> bool:
+        """One batch; false once the partition is given up."""
+        try:
+            records = await self._source.take(self._bite)
+            if records:
+                self._health.stopped.pop(self._name, None)
+                await self._process(records)
+        except PartitionStoppedError as error:
+            stopped_at = self._next_offset
+            await self._stop_for_a_while(error)
+            await self._start()
+            if self._next_offset != stopped_at:
+                self._health.stopped.pop(self._name, None)
+            return True
+        return bool(records)
+
+    async def _stop_for_a_while(self, error: PartitionStoppedError) -> None:
+        if self._health.stopped.get(self._name) != str(error):
+            log.error("partition stopped", partition=self._name, error=str(error))
+        self._health.stopped[self._name] = str(error)
+        await self._sleep(RECHECK_SECONDS)
 
     async def _seek_to_stored_offset(self) -> None:
         partition, cluster_id = self._source.partition, await self._source.cluster_id()
@@ -135,14 +159,6 @@ class PartitionWorker:
         self._source.seek(stored.next_offset)
         log.info("partition started", partition=self._name, next_offset=stored.next_offset)
 
-    async def _next_records(self) -> Sequence[Record]:
-        while True:
-            try:
-                return await self._source.take(self._settings.max_batch)
-            except PartitionStoppedError as error:
-                log.warning("the log moved under the partition", partition=self._name, error=str(error))
-                await self._start()
-
     async def _process(self, records: Sequence[Record]) -> None:
         """Decode, dead letters, effects and offset, advisory commit: in this order, so that nothing is skipped."""
         self._metrics.batch_events.observe(len(records))
@@ -155,13 +171,26 @@ class PartitionWorker:
         except StaleOwnerError as error:
             log.warning("another owner or a rewind moved the offset", partition=self._name, error=str(error))
             await self._start()
+        except TooSlowError as error:
+            await self._take_smaller_bites(len(records), error)
         else:
+            self._bite = min(2 * self._bite, self._settings.max_batch)
             self._next_offset = progress.end
             self._source.applied(progress.end)
 
+    async def _take_smaller_bites(self, records: int, error: TooSlowError) -> None:
+        """A database that cannot write so much in time may be able to write half of it."""
+        self._bite = max(1, records // 2)
+        log.warning(
+            "the database is too slow: smaller batches", partition=self._name, records=self._bite, error=str(error)
+        )
+        self._health.outages[self._name] = str(error)
+        await self._sleep(self._rng.uniform(0, SLOW_SECONDS))
+        await self._start()
+
     async def _apply(self, good: Sequence[tuple[Record, Event]], progress: Progress) -> None:
         batch = Batch([event for _, event in good], progress, self._source.partition.topic)
-        await self._patiently(lambda: self._service.consume(batch, self._sleep))
+        await self._patiently(lambda: self._service.consume(batch, self._sleep), but=TooSlowError)
         if batch.refused:
             why = "PostgreSQL refused a value"
             await self._bury([DeadLetter(good[i][0], Reason.REFUSED, why) for i in batch.refused])
@@ -184,10 +213,11 @@ class PartitionWorker:
                 error=letter.error,
             )
 
-    async def _patiently(self, action: Callable[[], Awaitable[None]]) -> None:
+    async def _patiently(self, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()] = ()) -> None:
         """Through outages, however long: the partition waits, not ready, while heartbeats go on."""
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(UnavailableError),
+            retry=retry_if_exception(lambda e: isinstance(e, UnavailableError) and not isinstance(e, but)),
+            reraise=True,
             wait=lambda state: self._rng.uniform(0, self._ceiling(state)),
             sleep=self._sleep,
             before_sleep=self._note_outage,

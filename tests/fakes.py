@@ -21,6 +21,7 @@ class MemoryStore:
         self.rows: dict[str, list[tuple[HistoryRow, datetime]]] = {}
         self.offsets: dict[Partition, StoredOffset] = {}
         self.locks: Counter[str] = Counter()
+        self.waiting = False
         self._released = asyncio.Condition()
 
     async def load(self, events: EventsById) -> Snapshot:
@@ -68,6 +69,7 @@ class MemoryStore:
     async def lock(self, *keys: str) -> AsyncIterator[None]:
         """Row locks, taken in order."""
         async with self._released:
+            self.waiting = any(self.locks[key] for key in keys)
             await self._released.wait_for(lambda: not any(self.locks[key] for key in keys))
             self.locks.update(keys)
         try:

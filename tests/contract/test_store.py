@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import asyncpg
 import pytest
 
 from consumer.conversation import Conversation, Event, Outcome, Policy, Status, fold
@@ -18,6 +19,7 @@ from tests.fakes import MemoryStore
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 3)
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR NO KEY UPDATE%'"
 AnyStore = MemoryStore | PostgresStore
 
 
@@ -218,7 +220,7 @@ class TestLockedRows:
         assert lost == {"c-1": "lock"}
         assert (await store.conversation("c-2"))[1] == 2
 
-    async def test_are_read_after_they_were_locked(self, store: AnyStore) -> None:
+    async def test_are_read_after_they_were_locked(self, store: AnyStore, stack: Services) -> None:
         await write(store, message(at=NOW - HOUR))
         event = message(at=NOW)
         holding, go_on = asyncio.Event(), asyncio.Event()
@@ -237,6 +239,18 @@ class TestLockedRows:
             group.create_task(hold())
             await holding.wait()
             following = group.create_task(follow())
+            await until_one_waits_for_a_lock(store, stack)
             go_on.set()
 
         assert following.result() == 2
+
+
+async def until_one_waits_for_a_lock(store: AnyStore, stack: Services) -> None:
+    if isinstance(store, MemoryStore):
+        while not store.waiting:  # noqa: ASYNC110 - seconds are not what is waited for
+            await asyncio.sleep(0)
+        return
+    connection = await asyncpg.connect(stack.postgres)
+    while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - another process waits
+        await asyncio.sleep(0.01)
+    await connection.close()

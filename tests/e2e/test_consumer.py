@@ -4,11 +4,14 @@ import asyncio
 import json
 import os
 import signal
+import struct
 from datetime import UTC, datetime
 
+import asyncpg
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.record.util import calc_crc32c
 
 from consumer import migrations
 from consumer.contract import as_record
@@ -139,6 +142,100 @@ async def test_a_record_without_a_value_is_kept_as_it_was(group: Group, key: byt
 
     (letter,) = await group.dead_letters()
     assert (letter.key, letter.value) == (key, None)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+async def test_compressed_records_are_read(group: Group, codec: str) -> None:
+    await group.replica()
+    producer = AIOKafkaProducer(bootstrap_servers=group.kafka.bootstrap_servers, compression_type=codec)
+    await producer.start()
+
+    await producer.send_and_wait(group.topic, json.dumps(as_record(message(at=NOW))).encode(), b"c-1")
+    await producer.stop()
+
+    await group.until_applied(1)
+    assert await group.history() == 1
+
+
+async def test_an_oversized_record_that_compresses_well_is_a_dead_letter(group: Group) -> None:
+    await group.replica()
+    producer = AIOKafkaProducer(
+        bootstrap_servers=group.kafka.bootstrap_servers, compression_type="gzip", max_request_size=10 * 2**20
+    )
+    await producer.start()
+
+    await producer.send_and_wait(group.topic, b"x" * 5 * 2**20, b"c-1")
+    await producer.stop()
+    await group.publish(message(at=NOW))
+    await group.until_applied(2)
+
+    (letter,) = await group.dead_letters()
+    assert dict(letter.headers)["__consumer.errors.reason"] == b"oversized"
+    assert await group.history() == 1
+
+
+async def test_a_record_that_the_client_cannot_read_stops_its_partition_only(group: Group) -> None:
+    replica = await group.replica()
+    await publish_unreadable(group, partition_of("c-1"))
+    others = [f"c-{number}" for number in range(30) if partition_of(f"c-{number}") != partition_of("c-1")]
+    await group.publish(*(message(at=NOW, conversation_id=key) for key in others))
+
+    await until(lambda: is_unready(replica, "cannot be read: UnicodeDecodeError"), "the replica says why")
+    await until(lambda: history_reaches(group, len(others)), "the other partitions go on")
+    await group.rows("UPDATE kafka_offset SET next_offset = 1 WHERE next_offset = 0 AND partition = 0 RETURNING 1")
+    assert replica.process.returncode is None
+
+
+async def publish_unreadable(group: Group, partition: int) -> None:
+    """A record with a header name that is not UTF-8, which brokers take; its checksum is right."""
+    producer = AIOKafkaProducer(bootstrap_servers=group.kafka.bootstrap_servers)
+    await producer.start()
+    batch = producer.create_batch()
+    batch.append(key=b"c-1", value=b"{}", timestamp=None, headers=[("AAAA", b"")])
+    batch.close()
+    built = bytearray(batch._build())
+    place = built.index(b"AAAA")
+    built[place : place + 4] = b"\xff\xfe\xff\xfe"
+    built[17:21] = struct.pack(">I", calc_crc32c(bytes(built[21:])))
+    batch._buffer = built
+    await (await producer.send_batch(batch, group.topic, partition=partition))
+    await producer.stop()
+
+
+async def test_lag_counts_from_the_first_record_that_is_not_applied(group: Group) -> None:
+    replica = await group.replica()
+    await until(lambda: has_offsets(group), "all partitions started")
+    connection = await asyncpg.connect(group.database)
+    async with connection.transaction():
+        await connection.execute("SELECT 1 FROM kafka_offset FOR UPDATE")
+        await group.publish(*(message(at=NOW) for _ in range(5)))
+
+        await until(lambda: lagging(replica, records=5, seconds=2.0), "the lag shows")
+    await connection.close()
+    await group.until_applied(5)
+
+    await until(lambda: caught_up(replica), "the lag is gone")
+
+
+async def lagging(replica: Replica, records: int, seconds: float) -> bool:
+    behind = await replica.count("conversation_lag_records"), await replica.count("conversation_lag_seconds")
+    return behind[0] == records and behind[1] >= seconds
+
+
+async def caught_up(replica: Replica) -> bool:
+    return await replica.count("conversation_lag_records") == 0
+
+
+async def test_a_commit_marker_is_no_lag(group: Group) -> None:
+    replica = await group.replica()
+    producer = AIOKafkaProducer(bootstrap_servers=group.kafka.bootstrap_servers, transactional_id=group.kafka.group_id)
+    await producer.start()
+    async with producer.transaction():
+        await producer.send_and_wait(group.topic, json.dumps(as_record(message(at=NOW))).encode(), b"c-1")
+    await producer.stop()
+    await group.until_applied(1)
+
+    await until(lambda: caught_up(replica), "nothing is left to apply")
 
 
 async def test_headers_of_a_dead_letter_are_kept(group: Group) -> None:

@@ -5,14 +5,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
 
 from consumer import migrations
-from consumer.conversation import Author, Event, Outcome, Status
+from consumer.conversation import Author, Event, Outcome, Policy, Status
 from consumer.devstack.database import execute
-from consumer.errors import ConcurrencyError, InvalidEventError, RefusedError, StaleOwnerError, UnavailableError
+from consumer.devstack.replay import replay
+from consumer.errors import (
+    ConcurrencyError,
+    InvalidEventError,
+    RefusedError,
+    StaleOwnerError,
+    TooSlowError,
+    UnavailableError,
+)
 from consumer.metrics import Metrics
 from consumer.postgres import PostgresStore
 from consumer.service import Batch, ConversationService, Partition, Progress, RetryPolicy, StoredOffset
@@ -54,6 +63,10 @@ async def apply(store: PostgresStore, *events: Event) -> list[Outcome]:
 LOCK_C1 = "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE"
 INSERT_C1 = """INSERT INTO conversation (conversation_id, version, session, status, opened_at, last_activity_at,
     user_messages, agent_messages, expires_at) VALUES ('c-1', 1, 1, 'pending', now(), now(), 0, 0, now())"""
+
+
+KILL_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 class TestRowLocks:
@@ -108,6 +121,30 @@ class TestRowLocks:
         assert counted(metrics, "conversation_lock_escalations_total") == 1
         assert counted(metrics, "conversation_write_attempts_total", result="conflict") == 3
         assert counted(metrics, "conversation_operation_retries_sum") == 3
+
+    async def test_lost_locks_are_lost_races(self, store: PostgresStore, database: str) -> None:
+        await apply(store, message(at=NOW - HOUR))
+        metrics = Metrics()
+        service = ConversationService(store, metrics=metrics, retry=RetryPolicy(attempts=5, lock_after=2))
+
+        async with outsider(database, LOCK_C1):
+            with pytest.raises(ConcurrencyError):
+                await service.apply([message(at=NOW)])
+
+        assert counted(metrics, "conversation_write_attempts_total", result="conflict") == 5
+        assert counted(metrics, "conversation_retries_total", reason="lock") == 4
+        assert counted(metrics, "conversation_lock_escalations_total") == 0
+
+    async def test_many_blocked_inserts_hold_the_guard_for_a_moment_only(
+        self, store: PostgresStore, database: str
+    ) -> None:
+        inserts = [INSERT_C1.replace("c-1", f"c-{number}") for number in range(0, 400, 8)]
+        events = [message(at=NOW, conversation_id=f"c-{number}") for number in range(400)]
+        service = ConversationService(store, retry=RetryPolicy(attempts=1))
+
+        async with outsider(database, *inserts), asyncio.timeout(10):
+            with pytest.raises(ConcurrencyError):
+                await service.apply(events)
 
     async def test_a_held_guard_is_an_outage(self, store: PostgresStore, database: str) -> None:
         await store.create_offset(PLACE, StoredOffset("cluster", 0))
@@ -197,6 +234,30 @@ class TestRefusedValues:
             await apply(store, message(at=NOW), message(Author.AGENT, NOW, conversation_id="c-2"))
 
         assert (await store.conversation("c-1"))[1] == 1
+
+    async def test_a_refusal_is_told_even_if_another_conversation_is_contended(
+        self, store: PostgresStore, database: str
+    ) -> None:
+        await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
+        await apply(store, message(at=NOW - HOUR))
+        service = ConversationService(store, retry=RetryPolicy(attempts=2))
+        events = [message(at=NOW), message(Author.AGENT, NOW, conversation_id="c-2", event_id="refused")]
+
+        async with outsider(database, LOCK_C1):
+            with pytest.raises(RefusedError, match="refused"):
+                await service.apply(events)
+
+
+class TestTimes:
+    async def test_wall_clocks_of_a_caller_are_turned_into_utc_first(self, store: PostgresStore) -> None:
+        berlin = datetime(2026, 10, 24, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+
+        await apply(store, message(at=berlin))
+
+        (session,), _ = await store.conversation("c-1")
+        assert session.expires_at == berlin.astimezone(UTC) + 48 * HOUR
+        history = await store.history("c-1")
+        assert replay("c-1", history, Policy()).sessions == (session,)
 
 
 class TestAlarm:
@@ -296,11 +357,7 @@ class TestOutages:
 
     async def test_a_killed_backend_is_unavailable_once(self, store: PostgresStore, database: str) -> None:
         await apply(store, message(at=NOW))
-        await execute(
-            database,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        )
+        await execute(database, KILL_OTHERS)
 
         with pytest.raises(UnavailableError):
             await apply(store, message(at=NOW))
@@ -315,6 +372,32 @@ class TestOutages:
             await ConversationService(store, metrics=metrics).apply([message(Author.AGENT, NOW)])
 
         assert counted(metrics, "conversation_write_attempts_total", result="error") == 1
+
+    async def test_the_pools_gauge_survives_an_outage(self, store: PostgresStore, database: str) -> None:
+        metrics = Metrics()
+        async with opened(database, metrics) as watched:
+            await apply(watched, message(at=NOW))
+            await execute(database, KILL_OTHERS)
+            with pytest.raises(UnavailableError):
+                await apply(watched, message(at=NOW))
+            await apply(watched, message(at=NOW))
+
+            assert counted(metrics, "conversation_db_pool_connections", state="idle") == 1
+
+    async def test_an_error_does_not_quote_what_was_written(self, store: PostgresStore, database: str) -> None:
+        await execute(database, "ALTER TABLE conversation_event ADD COLUMN tenant text NOT NULL")
+
+        with pytest.raises(Exception, match="tenant") as caught:
+            await apply(store, close(at=NOW, reason="canary-4711"))
+
+        assert "canary-4711" not in str(caught.value)
+
+    async def test_a_statement_that_takes_too_long_is_told_from_an_outage(self, database: str) -> None:
+        async with opened(database, statement_timeout_seconds=0.2, lock_timeout_seconds=5) as store:
+            await apply(store, message(at=NOW))
+            async with outsider(database, LOCK_C1):
+                with pytest.raises(TooSlowError):
+                    await apply(store, message(at=NOW))
 
     async def test_the_guard_of_another_owner_stops_this_one(self, store: PostgresStore) -> None:
         await store.create_offset(PLACE, StoredOffset("cluster", 5))

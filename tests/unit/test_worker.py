@@ -1,0 +1,253 @@
+"""One partition's life on fakes: what comes before what, in outages, refusals, stops and drains."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from consumer.contract import as_record
+from consumer.conversation import Event
+from consumer.errors import PartitionStoppedError, RefusedError, TooSlowError, UnavailableError
+from consumer.health import Health
+from consumer.metrics import Metrics
+from consumer.records import DeadLetter, Record
+from consumer.service import ConversationService, Decided, Lost, Partition, Progress, StoredOffset
+from consumer.settings import WorkerSettings
+from consumer.worker import PartitionWorker
+from tests.builders import message
+from tests.fakes import MemoryStore
+
+NOW = datetime.now(UTC)
+PLACE = Partition("group", "events", 0)
+SETTINGS = WorkerSettings(outage_backoff_max_seconds=0.01)
+
+
+class FakeLog:
+    """A partition of a log in a list; waits take no time."""
+
+    def __init__(self, values: Sequence[bytes], first: int = 0) -> None:
+        self.partition = PLACE
+        self.records = [
+            Record("events", 0, offset, 0, json.loads(value)["subject"].encode() if value[:1] == b"{" else b"?", value)
+            for offset, value in enumerate(values, start=first)
+        ]
+        self.first, self.end = first, first + len(values)
+        self.position = first
+        self.taken: list[int] = []
+        self.applied_to: list[int] = []
+        self.unreadable: int | None = None
+        self.given_up = asyncio.Event()
+        self.waits = 0
+        self.on_wait: Callable[[], None] = lambda: None
+
+    async def cluster_id(self) -> str:
+        return "cluster"
+
+    async def bounds(self) -> tuple[int, int]:
+        return self.first, self.end
+
+    def seek(self, offset: int) -> None:
+        self.position = offset
+
+    async def take(self, limit: int) -> Sequence[Record]:
+        if self.position == self.unreadable:
+            raise PartitionStoppedError("cannot be read")
+        taken = [record for record in self.records if self.position <= record.offset][:limit]
+        if not taken:
+            await self.given_up.wait()
+            return ()
+        self.position = taken[-1].offset + 1
+        self.taken.append(len(taken))
+        return taken
+
+    def applied(self, next_offset: int) -> None:
+        self.applied_to.append(next_offset)
+        if next_offset == self.end:
+            self.given_up.set()
+
+    def pause(self) -> None:
+        pass
+
+    async def given_up_within(self, seconds: float) -> bool:
+        self.waits += 1
+        self.on_wait()
+        await asyncio.sleep(0)
+        return self.given_up.is_set()
+
+
+class Letters:
+    """A dead-letter topic that fails the first times."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.sent: list[DeadLetter] = []
+
+    async def send(self, letters: Sequence[DeadLetter]) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("no dead-letter topic")
+        self.sent += letters
+
+
+class Troubled(MemoryStore):
+    """Before each save, `trouble` may raise."""
+
+    def __init__(self, trouble: Callable[[Decided], None]) -> None:
+        super().__init__()
+        self.trouble = trouble
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        self.trouble(decided)
+        return await super().save(decided, progress)
+
+
+def encoded(*events: Event) -> list[bytes]:
+    return [json.dumps(as_record(event)).encode() for event in events]
+
+
+@asynccontextmanager
+async def worker(
+    log: FakeLog, store: MemoryStore, letters: Letters, settings: WorkerSettings = SETTINGS
+) -> AsyncIterator[tuple[Health, Awaitable[None]]]:
+    health, metrics = Health(), Metrics(["events"])
+    service = ConversationService(store, metrics=metrics)
+    running = asyncio.create_task(
+        PartitionWorker(log, service, store, letters, settings=settings, metrics=metrics, health=health).run()
+    )
+    async with asyncio.timeout(10):
+        yield health, running
+        log.given_up.set()
+        await running
+
+
+async def test_an_outage_after_a_refusal_does_not_move_the_offset_past_the_dead_letter() -> None:
+    refused = message(at=NOW, conversation_id="refused")
+    outages = 3
+
+    def trouble(decided: Decided) -> None:
+        nonlocal outages
+        ids = {change.after.id for change in decided.changes}
+        if "refused" in ids:
+            raise RefusedError("never")
+        if ids and outages:
+            outages -= 1
+            raise UnavailableError("down")
+
+    log, store, letters = FakeLog(encoded(refused, message(at=NOW))), Troubled(trouble), Letters(failures=10**9)
+    offsets_before_the_letter: list[int] = []
+    log.on_wait = lambda: offsets_before_the_letter.append(store.offsets[PLACE].next_offset)
+    async with worker(log, store, letters):
+        while letters.failures > 10**9 - 3:  # noqa: ASYNC110 - it is tried again and again
+            await asyncio.sleep(0)
+        assert set(offsets_before_the_letter) == {0}
+        letters.failures = 0
+        await log.given_up.wait()
+
+    assert [letter.record.offset for letter in letters.sent] == [0]
+    assert store.offsets[PLACE] == StoredOffset("cluster", 2)
+    assert "c-1" in store.conversations
+
+
+async def test_dead_letters_are_acknowledged_before_the_offset_moves() -> None:
+    log, store, letters = FakeLog([b"poison", *encoded(message(at=NOW))]), MemoryStore(), Letters(failures=2)
+    seen: list[int] = []
+    log.on_wait = lambda: seen.append(store.offsets[PLACE].next_offset)
+
+    async with worker(log, store, letters):
+        await log.given_up.wait()
+
+    assert seen == [0, 0]
+    assert [letter.record.value for letter in letters.sent] == [b"poison"]
+    assert store.offsets[PLACE].next_offset == 2
+
+
+async def test_a_database_that_is_too_slow_gets_smaller_batches_and_larger_ones_again() -> None:
+    def trouble(decided: Decided) -> None:
+        if len(decided.changes) > 10 and len(store.conversations) < 60:
+            raise TooSlowError("timeout")
+
+    events = [message(at=NOW, conversation_id=f"c-{number}") for number in range(200)]
+    log, store = FakeLog(encoded(*events)), Troubled(trouble)
+
+    async with worker(log, store, Letters()) as (health, _):
+        await log.given_up.wait()
+        assert health.outages == {}
+
+    assert len(store.conversations) == 200
+    assert log.taken[:5] == [200, 100, 50, 25, 12]
+    assert 6 in log.taken
+    assert max(log.taken[6:]) > 12
+
+
+async def test_a_stale_owner_goes_on_where_the_database_is() -> None:
+    events = [message(at=NOW, conversation_id=f"c-{number}") for number in range(6)]
+    log, store = FakeLog(encoded(*events)), MemoryStore()
+    moved = False
+
+    def move(_: Decided) -> None:
+        nonlocal moved
+        if not moved:
+            moved = True
+            store.offsets[PLACE] = StoredOffset("cluster", 4)
+
+    store = Troubled(move)
+    async with worker(log, store, Letters()):
+        await log.given_up.wait()
+
+    assert sorted(store.conversations) == ["c-4", "c-5"]
+    assert store.offsets[PLACE].next_offset == 6
+
+
+async def test_a_record_that_cannot_be_read_stops_the_partition_until_the_offset_is_set() -> None:
+    log, store = FakeLog(encoded(*(message(at=NOW) for _ in range(3)))), MemoryStore()
+    log.unreadable = 0
+    told: list[str] = []
+
+    async with worker(log, store, Letters()) as (health, _):
+
+        def mend() -> None:
+            told.extend(health.not_ready())
+            store.offsets[PLACE] = StoredOffset("cluster", 1)
+
+        log.on_wait = mend
+        await log.given_up.wait()
+        assert health.stopped == {}
+
+    assert "events[0]: cannot be read" in told
+    assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
+
+
+async def test_a_partition_whose_offset_is_outside_the_log_goes_on_once_it_is_mended() -> None:
+    log, store = FakeLog(encoded(message(at=NOW)), first=5), MemoryStore()
+    store.offsets[PLACE] = StoredOffset("cluster", 2)
+    told: list[str] = []
+
+    async with worker(log, store, Letters()) as (health, _):
+
+        def mend() -> None:
+            told.extend(health.stopped.values())
+            store.offsets[PLACE] = StoredOffset("cluster", 5)
+
+        log.on_wait = mend
+        await log.given_up.wait()
+
+    assert told == [
+        "stored offset 2 is outside the log 5..6: run `conversation-consumer offsets set events 0 OFFSET`",
+    ]
+    assert store.offsets[PLACE].next_offset == 6
+
+
+async def test_giving_up_ends_an_outage_between_transactions() -> None:
+    def down(_: Decided) -> None:
+        raise UnavailableError("down")
+
+    log, store = FakeLog(encoded(message(at=NOW))), Troubled(down)
+    async with worker(log, store, Letters()) as (health, running):
+        while not health.outages:  # noqa: ASYNC110 - health is plain facts
+            await asyncio.sleep(0)
+        log.given_up.set()
+        await running
+        assert health.outages == {}
+
+    assert (store.conversations, log.applied_to) == ({}, [])
