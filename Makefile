@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint ci lock schemas image clean
+.PHONY: help install demo breaks test lint ci lock schemas image clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,14 @@ $(INSTALLED): requirements-uv.lock requirements-dev.lock pyproject.toml
 demo: install ## real Kafka, real PostgreSQL, rival writers: watch nothing get lost (DEMO=options)
 	$(BIN)/conversation-consumer demo $(DEMO)
 
+breaks: install ## plant a bug at a time into the demo's replicas: its verdict must find each
+	@for bug in version dedup guard redecide; do \
+		printf '%s: ' $$bug; log=$$(mktemp); \
+		$(BIN)/conversation-consumer demo --break $$bug --events 9000 --seconds 8 > $$log 2>&1; code=$$?; \
+		if [ $$code -ne 1 ] || ! grep BROKEN $$log; then cat $$log; rm $$log; echo "not found, exit code $$code"; exit 1; fi; \
+		rm $$log; \
+	done
+
 test: install ## run all tests on real services
 	$(BIN)/pytest
 
@@ -37,6 +45,7 @@ lint: install ## style, types, import directions
 ci: export REQUIRE_KAFKA := 1
 ci: lint ## what a push must pass; anything but real Apache Kafka fails
 	$(MAKE) demo
+	$(MAKE) breaks
 	$(MAKE) test
 
 lock: install ## resolve the locked requirements anew

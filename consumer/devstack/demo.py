@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.live import Live
 
 from consumer.contract import as_record
-from consumer.conversation import Event
+from consumer.conversation import CLOSED_BY, CONSUMER_SOURCE, Event, Outcome, Session, Status
 from consumer.devstack.checker import Ledger, Verdict, judge
-from consumer.devstack.duels import Duel, fight, score
+from consumer.devstack.contention import plot, sweep
+from consumer.devstack.duels import Duel, History, fight, score
 from consumer.devstack.naive import NaiveWriter, read_along
 from consumer.devstack.replica import Replica
 from consumer.devstack.report import Comparison, Scene, draw, report
@@ -111,6 +112,7 @@ async def demo(found: Services, console: Console, plan: Plan) -> bool:
         )
     )
     report(console, metrics, comparison, verdicts)
+    console.print(plot(await sweep(found.postgres)))
     return all(verdict.holds for verdict in verdicts)
 
 
@@ -179,6 +181,18 @@ async def watch(company: Cast, console: Console) -> None:
             await asyncio.sleep(REDRAW_SECONDS)
 
 
+def _reports_the_timer_instead(sessions: Sequence[Session], history: History) -> bool:
+    """Whether the last session is reported as expired although somebody closed it."""
+    return (
+        any(
+            row.outcome in (Outcome.APPLIED, Outcome.RECLASSIFIED)
+            for row, _ in history
+            if row.session == sessions[-1].number and row.source != CONSUMER_SOURCE and not row.to_status.is_open
+        )
+        and sessions[-1].closed_by == CLOSED_BY[Status.EXPIRED]
+    )
+
+
 async def compare(company: Cast) -> Comparison:
     """Ours and the naive writer's tables, once both have read everything."""
     naive, ours = await company.naive.rows(), {}
@@ -195,5 +209,6 @@ async def compare(company: Cast) -> Comparison:
         scores=score(company.duels, ours, naive, company.naive.expiries),
         naive_lost=await company.naive.lost_updates(),
         naive_double=company.naive.double_effects,
+        ours_wrong_closings=sum(_reports_the_timer_instead(*told) for told in ours.values()),
         naive_wrong_closings=len(wrong),
     )

@@ -48,6 +48,7 @@ class Comparison:
     scores: list[Score]
     naive_lost: int
     naive_double: int
+    ours_wrong_closings: int
     naive_wrong_closings: int
 
 
@@ -96,7 +97,7 @@ def _comparison(comparison: Comparison, verdicts: list[Verdict]) -> Table:
     table.add_row("double effects", found["one effect per event"], f"[red]{comparison.naive_double:,}")
     table.add_row(
         "closed by a human, reported as expired",
-        found["the history folds to the rows"],
+        f"{comparison.ours_wrong_closings:,}",
         f"[red]{comparison.naive_wrong_closings:,}",
     )
     return table

@@ -182,8 +182,8 @@ async def test_a_record_that_the_client_cannot_read_stops_its_partition_only(gro
 
     await until(lambda: is_unready(replica, "cannot be read: UnicodeDecodeError"), "the replica says why")
     await until(lambda: history_reaches(group, len(others)), "the other partitions go on")
-    await group.rows("UPDATE kafka_offset SET next_offset = 1 WHERE next_offset = 0 AND partition = 0 RETURNING 1")
-    assert replica.process.returncode is None
+    await group.rows(f"UPDATE kafka_offset SET next_offset = 1 WHERE partition = {partition_of('c-1')} RETURNING 1")
+    await until(replica.ready, "ready again once the offset was set")
 
 
 async def publish_unreadable(group: Group, partition: int) -> None:
