@@ -112,6 +112,14 @@ class RetryPolicy:
     lock_after: int = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a caller waits for races to be won, and how it sleeps."""
+
+    stop: stop_base
+    sleep: Sleep
+
+
 class Batch:
     """Events on their way into the store, in the order of the log. May be resumed: what was written is not pending."""
 
@@ -139,7 +147,7 @@ class Batch:
 
     @property
     def refused(self) -> list[int]:
-        """Positions of the events that PostgreSQL will never take."""
+        """Positions of the events that the store will never take."""
         return [position for position, outcome in enumerate(self.outcomes) if outcome is Outcome.DEAD_LETTER]
 
 
@@ -182,7 +190,7 @@ class ConversationService:
         batch = Batch([checked(event) for event in events])
         contended: ContentionError | None = None
         try:
-            await self._run(batch, stop_after_attempt(self._retry.attempts), self._sleep)
+            await self._run(batch, Patience(stop_after_attempt(self._retry.attempts), self._sleep))
         except ContentionError as error:
             contended = error
         if batch.refused:
@@ -198,47 +206,47 @@ class ConversationService:
         `sleep` may raise to end the backing off. Where `batch.refused` is not empty the offset has not moved: send the
         dead letters first, then consume an empty batch of the same progress. An error leaves the batch resumable.
         """
-        await self._run(batch, stop_never, sleep)
+        await self._run(batch, Patience(stop_never, sleep))
 
-    async def _run(self, batch: Batch, stop: stop_base, sleep: Sleep) -> None:
+    async def _run(self, batch: Batch, patience: Patience) -> None:
         """Dead letters come before the offset: with any of them outstanding it is held."""
-        await self._apply_part(
-            batch, range(len(batch.events)), batch.held if batch.refused else batch.progress, stop, sleep
-        )
+        progress = batch.held if batch.refused else batch.progress
+        await self._apply_part(batch, range(len(batch.events)), progress, patience)
 
     async def _apply_part(
-        self, batch: Batch, part: Sequence[int], progress: Progress | None, stop: stop_base, sleep: Sleep
+        self, batch: Batch, part: Sequence[int], progress: Progress | None, patience: Patience
     ) -> None:
         """Bisects until the refused events stand alone, so that they cost their neighbours nothing."""
         try:
-            await self._win(batch, part, progress, stop, sleep)
+            await self._win(batch, part, progress, patience)
         except RefusedError:
             if len(part) == 1:
                 batch.outcomes[part[0]] = Outcome.DEAD_LETTER
                 return
-            await self._apply_halves(batch, part, stop, sleep)
+            await self._apply_halves(batch, part, patience)
 
-    async def _apply_halves(self, batch: Batch, part: Sequence[int], stop: stop_base, sleep: Sleep) -> None:
-        """In order; one that is still contended does not keep the other from being tried."""
+    async def _apply_halves(self, batch: Batch, part: Sequence[int], patience: Patience) -> None:
+        """In order; a conversation that is still contended waits, the others do not."""
         contended: ContentionError | None = None
+        waiting: set[str] = set()
         middle = len(part) // 2
         for half in (part[:middle], part[middle:]):
+            ready = [position for position in half if batch.events[position].conversation_id not in waiting]
             try:
-                await self._apply_part(batch, half, batch.held, stop, sleep)
+                await self._apply_part(batch, ready, batch.held, patience)
             except ContentionError as error:
                 contended = error
+                waiting.update(batch.pending(half))
         if contended:
             raise contended
 
-    async def _win(
-        self, batch: Batch, part: Sequence[int], progress: Progress | None, stop: stop_base, sleep: Sleep
-    ) -> None:
+    async def _win(self, batch: Batch, part: Sequence[int], progress: Progress | None, patience: Patience) -> None:
         """Attempts until every conversation of the part is written, backing off in between."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ContentionError),
             wait=self._full_jitter,
-            stop=stop,
-            sleep=sleep,
+            stop=patience.stop,
+            sleep=patience.sleep,
             before_sleep=lambda state: self._count_retry(batch, state),
             reraise=True,
         ):
@@ -255,7 +263,7 @@ class ConversationService:
                 lost = await self._counted(batch, decided, self._store.save(decided, progress))
             else:
                 decided, lost = await self._locked(batch, events, progress)
-        self._settle(batch, pending, decided, lost)
+        self._note_results(batch, pending, decided, lost)
 
     async def _locked(self, batch: Batch, events: EventsById, progress: Progress | None) -> tuple[Decided, Lost]:
         """A round under row locks; a lock that is not to be had is a lost race as well."""
@@ -294,7 +302,7 @@ class ConversationService:
             self._metrics.attempted(decided.changes, "error")
             raise
 
-    def _settle(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:
+    def _note_results(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:
         now, seconds = decided.now.timestamp(), time.monotonic() - batch.started
         for change in decided.changes:
             key = change.before.id

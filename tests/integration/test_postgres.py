@@ -247,6 +247,22 @@ class TestRefusedValues:
             with pytest.raises(RefusedError, match="refused"):
                 await service.apply(events)
 
+    async def test_no_event_overtakes_a_contended_one_of_its_conversation(
+        self, store: PostgresStore, database: str
+    ) -> None:
+        await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
+        await apply(store, message(at=NOW - HOUR))
+        service = ConversationService(store, retry=RetryPolicy(attempts=2))
+        refused = message(Author.AGENT, NOW, conversation_id="c-2")
+        events = [message(at=NOW - MINUTE), message(at=NOW, conversation_id="c-3"), refused, message(at=NOW)]
+
+        async with outsider(database, LOCK_C1):
+            with pytest.raises(RefusedError):
+                await service.apply(events)
+
+        assert (await store.conversation("c-1"))[1] == 1
+        assert (await store.conversation("c-3"))[1] == 1
+
 
 class TestTimes:
     async def test_wall_clocks_of_a_caller_are_turned_into_utc_first(self, store: PostgresStore) -> None:
