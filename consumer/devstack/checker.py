@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import asyncpg
 from pydantic import SecretStr
 
-from consumer.conversation import Conversation, Event, Policy, Tick
+from consumer.conversation import Conversation, Event, HistoryRow, Policy, Tick
 from consumer.devstack.replay import replay
 from consumer.devstack.topic import read_all
 from consumer.metrics import Sample, total
@@ -36,6 +37,8 @@ class Verdict:
     invariant: str
     looked_at: int
     violations: tuple[str, ...]
+    story: tuple[str, ...] = ()
+    """What happened to the first conversation that breaks it, in order."""
 
     @property
     def holds(self) -> bool:
@@ -76,6 +79,7 @@ async def _conversations(database: str, connection: asyncpg.Connection, policy: 
     """Reads every conversation with its history, which must be a chain of versions and fold to the rows."""
     ids = [row[0] for row in await connection.fetch("SELECT conversation_id FROM conversation ORDER BY 1")]
     broken, unlike, open_early = [], [], []
+    stories: dict[str, tuple[str, ...]] = {}
     async with PostgresStore.open(DatabaseSettings(url=SecretStr(database))) as store:
         for conversation_id in ids:
             sessions, version = await store.conversation(conversation_id)
@@ -86,11 +90,26 @@ async def _conversations(database: str, connection: asyncpg.Connection, policy: 
                 unlike.append(conversation_id)
             if any(session.status.is_open for session in sessions[:-1]):
                 open_early.append(conversation_id)
+            if conversation_id in (*broken[-1:], *unlike[-1:], *open_early[-1:]):
+                stories[conversation_id] = story(history)
     return [
-        Verdict("versions 1..V without gap or repeat", len(ids), _some(broken)),
-        Verdict("the history folds to the rows", len(ids), _some(unlike)),
-        Verdict("only the last session may be open", len(ids), _some(open_early)),
+        Verdict(invariant, len(ids), _some(found), stories[found[0]] if found else ())
+        for invariant, found in (
+            ("versions 1..V without gap or repeat", broken),
+            ("the history folds to the rows", unlike),
+            ("only the last session may be open", open_early),
+        )
     ]
+
+
+def story(history: Iterable[tuple[HistoryRow, datetime]]) -> tuple[str, ...]:
+    """A conversation's history, a line for each row, as it was decided."""
+    return tuple(
+        f"{recorded_at:%H:%M:%S.%f} v{row.version} session {row.session}: "
+        f"{row.kind} {row.requested or ''} by {row.actor} at {row.occurred_at:%H:%M:%S.%f}, "
+        f"{row.outcome}: {row.from_status or '-'} -> {row.to_status}"
+        for row, recorded_at in history
+    )
 
 
 async def _dead_letters(ledger: Ledger, kafka: KafkaSettings) -> Verdict:

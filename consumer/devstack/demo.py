@@ -18,7 +18,7 @@ from consumer.devstack.contention import plot, sweep
 from consumer.devstack.duels import Duel, History, fight, score
 from consumer.devstack.naive import NaiveWriter, read_along
 from consumer.devstack.replica import Replica
-from consumer.devstack.report import Comparison, Scene, draw, report
+from consumer.devstack.report import Comparison, Scene, draw, print_reports, report
 from consumer.devstack.rivals import insist, lock_holder, rival
 from consumer.devstack.services import Services, services
 from consumer.devstack.stage import PARTITIONS, PATIENCE_SECONDS, POLL_SECONDS, SHORT, Stage, running, staged
@@ -101,6 +101,7 @@ async def demo(found: Services, console: Console, plan: Plan) -> bool:
         metrics = await company.seen()
         codes = [await replica.stop() for replica in replicas]
         comparison = await compare(company)
+        await print_reports(console, stage.database)
         verdicts = await judge(ledger, stage.kafka, stage.database, SHORT.policy, metrics)
     failed = tuple(f"exit code {code}" for code in codes if code)
     verdicts.append(Verdict("replicas left in good order", len(codes), failed))

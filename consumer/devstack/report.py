@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+import asyncpg
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +16,16 @@ from consumer.metrics import INVALID, Sample, total
 from consumer.status import Status, read_status
 
 TWO_TIMERS = 5
+STORY_LINES = 30
+REPORTS = {
+    "conversation_report": """
+        SELECT status, count(*) AS sessions, count(reclassified_from) AS reclassified,
+            round(avg(seconds_pending), 2) AS pending_s, round(avg(seconds_in_progress), 2) AS progress_s,
+            round(avg(seconds_idle), 2) AS idle_s
+        FROM conversation_report GROUP BY status ORDER BY sessions DESC""",
+    "race_report": "SELECT race, count(*) AS times FROM race_report GROUP BY race ORDER BY times DESC",
+}
+"""What the demo asks of the views that analysts have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,9 @@ def report(console: Console, metrics: list[Sample], comparison: Comparison, verd
     console.print(_duels(comparison.scores))
     console.print(_comparison(comparison, verdicts))
     console.print(_verdicts(verdicts))
+    for key, lines in {verdict.violations[0]: verdict.story for verdict in verdicts if verdict.story}.items():
+        console.print(f"The story of {escape(key)}:", style="bold red")
+        console.print(*(escape(line) for line in lines[-STORY_LINES:]), sep="\n", highlight=False, soft_wrap=True)
 
 
 def _duels(scores: list[Score]) -> Table:
@@ -143,3 +157,17 @@ def _verdicts(verdicts: list[Verdict]) -> Table:
         )
         table.add_row(verdict.invariant, f"{verdict.looked_at:,}", broken or "[green]holds")
     return table
+
+
+async def print_reports(console: Console, database: str) -> None:
+    """The views for analysts, on what the demo wrote."""
+    connection = await asyncpg.connect(database)
+    try:
+        for name, sql in REPORTS.items():
+            rows = await connection.fetch(sql)
+            table = Table(*(rows[0].keys() if rows else ()), title=name)
+            for row in rows:
+                table.add_row(*(str(cell) for cell in row))
+            console.print(table)
+    finally:
+        await connection.close()

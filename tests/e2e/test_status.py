@@ -2,9 +2,14 @@
 
 import asyncio
 import json
+import os
+import shutil
 import urllib.request
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
 
 from consumer.conversation import Author
 from consumer.devstack.replica import Replica
@@ -12,6 +17,7 @@ from tests.builders import HOUR, close, message
 from tests.e2e.conftest import PARTITIONS, Group, until
 
 NOW = datetime.now(UTC)
+CHROMIUM = shutil.which("chromium")
 
 
 class Page(HTMLParser):
@@ -101,3 +107,23 @@ async def test_a_replica_that_is_not_ready_says_why(group: Group) -> None:
 
 async def started(group: Group) -> bool:
     return len(await group.stored()) == PARTITIONS
+
+
+@pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="Chromium is not installed")
+async def test_a_browser_shows_the_page(group: Group, tmp_path: Path) -> None:
+    assert CHROMIUM, "CI must have Chromium: see .ci/run"
+    replica = await group.replica()
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+
+    process = await asyncio.create_subprocess_exec(
+        *(CHROMIUM, *quiet, "--dump-dom", f"http://127.0.0.1:{replica.port}/status"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+
+    shown = Page(out.decode())
+    assert shown.readiness == "ready"
+    assert ["conflict rate", "0.00%"] in shown.tables["figures"]
