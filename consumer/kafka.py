@@ -65,7 +65,8 @@ class AssignedPartition:
         self.partition = partition
         self.next_offset: int | None = None
         self.log_end = 0
-        self._position = 0
+        self._fetched_to = 0
+        self._read_to = 0
         self._waiting_since = time.monotonic()
         self._client = client
         self._tp = TopicPartition(partition.topic, partition.number)
@@ -102,10 +103,10 @@ class AssignedPartition:
     def refetch(self) -> None:
         """Has everything after the buffer fetched again: a failed poll may have dropped what it had fetched."""
         if self.next_offset is not None:
-            self._fetch_from(self._position)
+            self._fetch_from(self._fetched_to)
 
     def _fetch_from(self, offset: int) -> None:
-        self._position = offset
+        self._fetched_to = self._read_to = offset
         self._waiting_since = time.monotonic()
         if not self._given_up.is_set():
             self._client.seek(self._tp, offset)
@@ -151,7 +152,7 @@ class AssignedPartition:
         fetched = [_record(record) for record in records]
         self._buffer += fetched
         self._buffered_bytes += sum(map(_size, fetched))
-        self._position = fetched[-1].offset + 1
+        self._fetched_to = self._read_to = fetched[-1].offset + 1
         self._news.set()
 
     def fail(self, why: str) -> None:
@@ -168,22 +169,25 @@ class AssignedPartition:
         if self.next_offset is None:
             return None
         oldest = self._oldest if self._oldest is not None else self._buffer[0].timestamp if self._buffer else None
-        done = self.next_offset if oldest is not None else max(self.next_offset, self._position)
+        done = self.next_offset if oldest is not None else max(self.next_offset, self._read_to)
         age = 0.0 if oldest is None else time.time() - oldest / 1000
-        behind = max(self.log_end, self._position) - done
+        behind = max(self.log_end, self._read_to) - done
         return Lag(self.partition.topic, self.partition.number, max(0, behind), max(0.0, age))
 
     def look(self, log_end: int, position: int | None) -> None:
-        """What the brokers say: the client itself learns the end of the log only from a fetch that works."""
+        """What the brokers say: the client itself learns the end of the log only from a fetch that works.
+
+        `position` is past commit markers too; it may be outdated by now, so nothing is fetched by it.
+        """
         self.log_end = log_end
         if position is not None and not self._buffer:
-            self._position = max(self._position, position)
+            self._read_to = max(self._read_to, position)
 
     @property
     def stalled(self) -> bool:
         """Behind and waiting for records, but none come."""
         waiting = self.hungry and not self._buffer and self._oldest is None
-        return waiting and self.log_end > self._position and time.monotonic() - self._waiting_since > STALL_SECONDS
+        return waiting and self.log_end > self._read_to and time.monotonic() - self._waiting_since > STALL_SECONDS
 
 
 RunWorker = Callable[[AssignedPartition], Awaitable[None]]
