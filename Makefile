@@ -26,10 +26,10 @@ demo: install ## real Kafka, real PostgreSQL, rival writers: watch nothing get l
 	$(BIN)/conversation-consumer demo $(DEMO)
 
 breaks: install ## plant a bug at a time into the demo's replicas: its verdict must find each
-	@for bug in version dedup guard redecide; do \
-		printf '%s: ' $$bug; log=$$(mktemp); \
-		$(BIN)/conversation-consumer demo --break $$bug --events 9000 --seconds 8 > $$log 2>&1; code=$$?; \
-		if [ $$code -ne 1 ] || ! grep BROKEN $$log; then cat $$log; rm $$log; echo "not found, exit code $$code"; exit 1; fi; \
+	@set -e; for bug in version:versions dedup:effect guard:backwards redecide:folds; do \
+		log=$$(mktemp); code=0; printf '%s: ' $${bug%:*}; \
+		$(BIN)/conversation-consumer demo --break $${bug%:*} --events 9000 --seconds 8 > $$log 2>&1 || code=$$?; \
+		if [ $$code -ne 1 ] || ! grep "$${bug#*:}.*BROKEN" $$log; then cat $$log; echo "not found, exit code $$code"; exit 1; fi; \
 		rm $$log; \
 	done
 

@@ -21,7 +21,16 @@ from consumer.devstack.replica import Replica
 from consumer.devstack.report import Comparison, Scene, draw, print_reports, report
 from consumer.devstack.rivals import insist, lock_holder, rival
 from consumer.devstack.services import Services, services
-from consumer.devstack.stage import PARTITIONS, PATIENCE_SECONDS, POLL_SECONDS, SHORT, Stage, running, staged
+from consumer.devstack.stage import (
+    PARTITIONS,
+    PATIENCE_SECONDS,
+    POLL_SECONDS,
+    SHORT,
+    Stage,
+    running,
+    staged,
+    until_all_ready,
+)
 from consumer.devstack.traffic import Traffic
 from consumer.kafka import KafkaProducer
 from consumer.metrics import Metrics, Sample, samples
@@ -102,7 +111,8 @@ async def demo(found: Services, console: Console, plan: Plan) -> bool:
         codes = [await replica.stop() for replica in replicas]
         comparison = await compare(company)
         await print_reports(console, stage.database)
-        verdicts = await judge(ledger, stage.kafka, stage.database, SHORT.policy, metrics)
+        told = metrics if plan.bug != "guard" else None
+        verdicts = await judge(ledger, stage.kafka, stage.database, SHORT.policy, told)
     failed = tuple(f"exit code {code}" for code in codes if code)
     verdicts.append(Verdict("replicas left in good order", len(codes), failed))
     verdicts.append(
@@ -149,6 +159,7 @@ async def play(company: Cast, console: Console) -> None:
         stop.set()
         await company.producer.publish(stage.topic, traffic.ticks())
     await stage.until_applied(ledger.records)
+    await until_all_ready(company.replicas)
     async with asyncio.timeout(PATIENCE_SECONDS):
         while company.naive.records < ledger.records:  # noqa: ASYNC110 - it reads along in its own time
             await asyncio.sleep(POLL_SECONDS)

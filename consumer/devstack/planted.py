@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,9 +16,11 @@ from consumer.conversation import Change, Conversation
 from consumer.postgres import PostgresStore
 from consumer.service import Decided, EventsById, Lost, Progress, Snapshot
 
-FREEZE_AT_EVENTS = 200
-"""A load of so many events may freeze: by then the log is busy."""
+FREEZE_AT_LOAD = 60
+"""By then the log is busy, and will be for as long as the freeze lasts."""
 NO_PRIMARY_KEY = "ALTER TABLE conversation_event DROP CONSTRAINT conversation_event_pkey"
+
+THAW_SECONDS = 1.0
 
 
 class WithoutDeduplication(PostgresStore):
@@ -41,16 +44,28 @@ class WithoutRedeciding(PostgresStore):
 
 
 class FrozenBeforeWriting(PostgresStore):
-    """Stops its process once, between a load and its write; somebody has to wake it up."""
+    """Stops its process once, between a load and its write; somebody has to wake it up.
 
-    frozen = False
+    By then its events are applied by somebody else. Its retry would find that out and move the offset; here that
+    happens at once, before the rebalance can come in between.
+    """
+
+    loads = 0
+    thawed_at = float("-inf")
 
     async def load(self, events: EventsById) -> Snapshot:
         snapshot = await super().load(events)
-        if not self.frozen and sum(map(len, events.values())) >= FREEZE_AT_EVENTS:
-            FrozenBeforeWriting.frozen = True
+        FrozenBeforeWriting.loads += bool(events)
+        if FrozenBeforeWriting.loads == FREEZE_AT_LOAD:
             os.kill(os.getpid(), signal.SIGSTOP)
+            FrozenBeforeWriting.thawed_at = time.monotonic()
         return snapshot
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        lost = await super().save(decided, progress)
+        if lost and time.monotonic() - FrozenBeforeWriting.thawed_at < THAW_SECONDS:
+            return await super().save(Decided(decided.now, ()), progress)
+        return lost
 
 
 def _moved(change: Change, version: int) -> Change:
@@ -72,11 +87,16 @@ def plant_version() -> type[PostgresStore]:
     return PostgresStore
 
 
-def plant_guard() -> type[PostgresStore]:
+def plant_no_guard() -> type[PostgresStore]:
     async def no_guard(*_: object) -> None:
         return None
 
     postgres._guard = no_guard  # type: ignore[assignment]  # noqa: SLF001
+    return PostgresStore
+
+
+def plant_guard() -> type[PostgresStore]:
+    plant_no_guard()
     return FrozenBeforeWriting
 
 
@@ -84,8 +104,11 @@ BUGS: dict[str, Callable[[], type[PostgresStore]]] = {
     "version": plant_version,
     "dedup": lambda: WithoutDeduplication,
     "guard": plant_guard,
+    "no-guard": plant_no_guard,
     "redecide": lambda: WithoutRedeciding,
 }
+OF_THE_OTHERS = {"guard": "no-guard"}
+"""What the second replica gets where it differs: one that freezes needs one that goes on in its place."""
 
 
 def main(bug: str) -> None:

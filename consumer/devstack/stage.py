@@ -14,7 +14,7 @@ import asyncpg
 from consumer import migrations
 from consumer.devstack.database import execute, new_database
 from consumer.devstack.naive import CREATE
-from consumer.devstack.planted import NO_PRIMARY_KEY
+from consumer.devstack.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
 from consumer.devstack.replica import Replica
 from consumer.devstack.services import Services
 from consumer.devstack.topic import delete
@@ -107,23 +107,33 @@ async def staged(found: Services, bug: str | None) -> AsyncIterator[Stage]:
 @asynccontextmanager
 async def running(stage: Stage) -> AsyncIterator[list[Replica]]:
     """The replicas, once they are ready."""
-    module = ("consumer.devstack.planted", stage.bug) if stage.bug else ("consumer", "run")
     replicas = [
-        await Replica(stage.settings, stage.logs / f"replica-{number}.log", *module).start()
+        await Replica(stage.settings, stage.logs / f"replica-{number}.log", *_module(stage.bug, number)).start()
         for number in range(REPLICAS)
     ]
     waking = asyncio.create_task(_wake_the_frozen(replicas))
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            for replica in replicas:
-                while not await replica.ready():  # noqa: ASYNC110 - it is another process
-                    await asyncio.sleep(POLL_SECONDS)
+        await until_all_ready(replicas)
         yield replicas
     finally:
         waking.cancel()
         for replica in replicas:
             replica.send(signal.SIGCONT)
             await replica.stop()
+
+
+def _module(bug: str | None, number: int) -> tuple[str, str]:
+    if bug is None:
+        return "consumer", "run"
+    return "consumer.devstack.planted", OF_THE_OTHERS.get(bug, bug) if number else bug
+
+
+async def until_all_ready(replicas: list[Replica]) -> None:
+    """Until each has joined, and one that was frozen is back and has done what it still had in hand."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        for replica in replicas:
+            while replica.is_frozen or not await replica.ready():  # noqa: ASYNC110 - it is another process
+                await asyncio.sleep(POLL_SECONDS)
 
 
 async def _wake_the_frozen(replicas: list[Replica]) -> None:

@@ -78,7 +78,7 @@ async def test_a_reinstated_session_counts_no_time_twice(store: PostgresStore, d
 
 
 async def test_an_open_sessions_time_runs_on(store: PostgresStore, database: str) -> None:
-    await apply(store, message(at=NOW - HOUR))
+    await apply(store, message(at=datetime.now(UTC) - HOUR))
 
     (session,) = await report(database)
 

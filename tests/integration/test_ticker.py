@@ -146,7 +146,7 @@ async def test_a_tick_lost_between_commit_and_emission_comes_again(store: Postgr
 
 
 async def test_an_outage_of_kafka_does_not_multiply_ticks(store: PostgresStore, database: str) -> None:
-    await ConversationService(store).apply([message(at=NOW - 48 * HOUR)])
+    await ConversationService(store).apply([message(at=datetime.now(UTC) - 48 * HOUR)])
     attempts = 0
 
     async def down(_: bytes, __: bytes) -> None:
