@@ -1,5 +1,6 @@
 """Between the event contract and the lifecycle: contract models to events, and events held against their model."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
@@ -52,6 +53,11 @@ def checked(event: Event) -> Event:
     except schemas.Invalid as error:
         raise InvalidEventError(f"{event.kind} event, {error.detail}") from None
     return replace(event, at=model.time)
+
+
+def encoded(event: Event) -> tuple[bytes, bytes]:
+    """The event's Kafka record: (key, value)."""
+    return event.conversation_id.encode(), json.dumps(as_record(event)).encode()
 
 
 def as_record(event: Event) -> dict[str, Any]:

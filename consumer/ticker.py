@@ -6,7 +6,6 @@ lost to a crash or an outage comes again, and an outage of minutes does not mult
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from consumer.contract import as_record
+from consumer.contract import encoded
 from consumer.conversation import Tick
 from consumer.errors import UnavailableError
 from consumer.health import Health
@@ -103,7 +102,7 @@ class Ticker:
         event_id = f"{alarm.conversation_id}@{alarm.now.isoformat()}"[-200:]
         tick = Tick(conversation_id=alarm.conversation_id, source=SOURCE, event_id=event_id, at=alarm.now)
         try:
-            await self._emit(tick.conversation_id.encode(), json.dumps(as_record(tick)).encode())
+            await self._emit(*encoded(tick))
         except UnavailableError as error:
             self._metrics.ticks.labels("failed").inc()
             log.warning("tick not published; its alarm rings again", error=str(error))

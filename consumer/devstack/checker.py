@@ -9,6 +9,7 @@ import asyncpg
 from pydantic import SecretStr
 
 from consumer.conversation import Conversation, Event, HistoryRow, Policy, Tick
+from consumer.devstack.database import APPLIED
 from consumer.devstack.replay import replay
 from consumer.devstack.topic import read_all
 from consumer.metrics import Sample, total
@@ -128,7 +129,7 @@ async def _dead_letters(ledger: Ledger, kafka: KafkaSettings) -> Verdict:
 
 
 async def _offsets(ledger: Ledger, connection: asyncpg.Connection) -> Verdict:
-    applied = await connection.fetchval("SELECT coalesce(sum(next_offset), 0) FROM kafka_offset")
+    applied = await connection.fetchval(APPLIED)
     behind = () if applied == ledger.records else (f"offsets at {applied} of {ledger.records}",)
     return Verdict("offsets at the end of the log", ledger.records, behind)
 

@@ -9,6 +9,9 @@ import asyncpg
 
 from consumer.devstack.process import DevstackError
 
+APPLIED = "SELECT coalesce(sum(next_offset), 0) FROM kafka_offset"
+"""How many records of the log the consumers have applied, where the log starts at 0."""
+
 
 @asynccontextmanager
 async def new_database(server: str, prefix: str, template: str | None = None) -> AsyncIterator[str]:

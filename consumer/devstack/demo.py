@@ -1,17 +1,17 @@
 """The demo: two replicas, two rival writers and a lock holder; a naive writer on the same traffic; and a verdict."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import asyncpg
 from pydantic import SecretStr
 from rich.console import Console
 from rich.live import Live
 
-from consumer.contract import as_record
+from consumer.contract import encoded
 from consumer.conversation import CLOSED_BY, CONSUMER_SOURCE, Event, Outcome, Session, Status
 from consumer.devstack.checker import Ledger, Verdict, judge
 from consumer.devstack.contention import plot, sweep
@@ -76,13 +76,11 @@ class Cast:
     async def publish(self, event: Event) -> None:
         self.ledger.note(event)
         self.ledger.records += 1
-        await self.producer.publish(
-            self.stage.topic, [(event.conversation_id.encode(), json.dumps(as_record(event)).encode())]
-        )
+        await self.producer.publish(self.stage.topic, [encoded(event)])
 
-    async def directly(self, event: Event) -> None:
+    async def directly(self, service: ConversationService, event: Event) -> None:
         """The same event through our service and through the naive writer, at once."""
-        await asyncio.gather(insist(self.rivals[0], event), self.naive.apply(event))
+        await asyncio.gather(insist(service, event), self.naive.apply(event))
         self.ledger.note(event)
         self.ledger.direct += 1
 
@@ -149,11 +147,12 @@ async def play(company: Cast, console: Console) -> None:
     reading = asyncio.create_task(read_along(company.naive, stage.kafka, PARTITIONS))
     watching = asyncio.create_task(watch(company, console))
     async with asyncio.TaskGroup() as group:
-        for number in range(1, RIVALS + 1):
+        for number, service in enumerate(company.rivals, start=1):
             own = Traffic(plan.seed + number, ledger)
-            group.create_task(rival(f"rival-{number}", company.directly, own, stop))
+            group.create_task(rival(f"rival-{number}", partial(company.directly, service), own, stop))
         group.create_task(lock_holder(stage.database, traffic, stop))
-        duelling = group.create_task(fight(DUELS, SHORT.policy, plan.seed, company.publish, company.directly))
+        directly = partial(company.directly, company.rivals[0])
+        duelling = group.create_task(fight(DUELS, SHORT.policy, plan.seed, company.publish, directly))
         await publish(plan, lambda count: company.producer.publish(stage.topic, traffic.records(count)))
         company.duels = await duelling
         stop.set()

@@ -18,9 +18,9 @@ from consumer.service import Decided, EventsById, Lost, Progress, Snapshot
 
 FREEZE_AT_LOAD = 60
 """By then the log is busy, and will be for as long as the freeze lasts."""
-NO_PRIMARY_KEY = "ALTER TABLE conversation_event DROP CONSTRAINT conversation_event_pkey"
-
 THAW_SECONDS = 1.0
+"""How long after the thaw a lost write is one that was in hand before it."""
+NO_PRIMARY_KEY = "ALTER TABLE conversation_event DROP CONSTRAINT conversation_event_pkey"
 
 
 class WithoutDeduplication(PostgresStore):

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 
 from consumer import migrations
-from consumer.devstack.database import execute, new_database
+from consumer.devstack.database import APPLIED, execute, new_database
 from consumer.devstack.naive import CREATE
 from consumer.devstack.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
 from consumer.devstack.replica import Replica
@@ -26,7 +26,6 @@ REPLICAS = 2
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 90
 SESSION_SECONDS = 4.0
-APPLIED = "SELECT coalesce(sum(next_offset), 0) FROM kafka_offset"
 SHORT = PolicySettings.model_validate(
     {
         "pending_ttl": "4s",

@@ -1,12 +1,11 @@
 """Seeded traffic: conversations with duplicates, poison, late and out-of-order events, on the real clock."""
 
-import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
-from consumer.contract import as_record
+from consumer.contract import encoded
 from consumer.conversation import Author, Event, Intent, ManualClose, Message, Status, Tick
 from consumer.devstack.checker import Ledger
 
@@ -56,7 +55,7 @@ class Traffic:
     def ticks(self) -> list[tuple[bytes | None, bytes | None]]:
         """A tick for every conversation."""
         self._ledger.records += len(self.hot) + len(self.cold)
-        return [_encoded(self._tick(key)) for key in (*self.hot, *self.cold)]
+        return [encoded(self._tick(key)) for key in (*self.hot, *self.cold)]
 
     def event(self, conversation_id: str, source: str) -> Event:
         """An event of any kind for a conversation, not yet noted."""
@@ -85,11 +84,11 @@ class Traffic:
             self._ledger.poison[poison] += 1
             return poison
         if chance < self._mix.poison + self._mix.duplicate and self._recent:
-            return _encoded(self._again(self._random.choice(self._recent)))
+            return encoded(self._again(self._random.choice(self._recent)))
         event = self.event(self._conversation(), "whatsapp:1")
         self._ledger.note(event)
         self._recent = [*self._recent[-500:], event]
-        return _encoded(event)
+        return encoded(event)
 
     def _again(self, event: Event) -> Event:
         """A provider's double delivery: the same id, at times with another time."""
@@ -106,8 +105,3 @@ class Traffic:
     def _time(self) -> datetime:
         late = self._random.random() < self._mix.late
         return datetime.now(UTC) - (self._random.random() * self._mix.latest if late else timedelta(0))
-
-
-def _encoded(event: Event) -> tuple[bytes, bytes]:
-    """(key, value) as the event contract has them."""
-    return event.conversation_id.encode(), json.dumps(as_record(event)).encode()

@@ -1,7 +1,6 @@
 """A consumer group of its own for each test: topics, a database, replicas as processes."""
 
 import asyncio
-import json
 import secrets
 import signal
 import time
@@ -13,8 +12,9 @@ import asyncpg
 import pytest
 from aiokafka import ConsumerRecord
 
-from consumer.contract import as_record
+from consumer.contract import encoded
 from consumer.conversation import Event
+from consumer.devstack.database import APPLIED
 from consumer.devstack.replica import Replica
 from consumer.devstack.services import Services
 from consumer.devstack.topic import delete, read_all
@@ -71,9 +71,7 @@ class Group:
         return replica
 
     async def publish(self, *events: Event) -> None:
-        await self.publish_raw(
-            (event.conversation_id.encode(), json.dumps(as_record(event)).encode()) for event in events
-        )
+        await self.publish_raw(encoded(event) for event in events)
 
     async def publish_raw(self, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         async with KafkaProducer.open(self.kafka) as producer:
@@ -93,7 +91,7 @@ class Group:
         """Until the offsets have passed that many records, and so many were published."""
 
         async def passed() -> bool:
-            return int(await self.one("SELECT coalesce(sum(next_offset), 0) FROM kafka_offset")) >= events
+            return int(await self.one(APPLIED)) >= events
 
         await until(passed, f"{events} records applied", seconds)
 
