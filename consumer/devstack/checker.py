@@ -1,39 +1,79 @@
-"""Judges a run: what was sent and acknowledged against the tables, the dead letters, the offsets and the metrics."""
+"""Judges a run by what it left behind: the ledger of what was sent, against tables, log, dead letters and metrics.
+
+Safety (nothing wrong ever happens) may be judged at any moment, liveness (the right thing happens in the end) only when
+the faults are healed and everybody had time.
+"""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import pairwise
 
-import asyncpg
-from pydantic import SecretStr
-
-from consumer.conversation import Conversation, Event, HistoryRow, Policy, Tick
-from consumer.devstack.database import APPLIED
-from consumer.devstack.replay import replay
-from consumer.devstack.topic import read_all
+from consumer.contract import to_event
+from consumer.conversation import CONSUMER_SOURCE, RANK, Conversation, Event, HistoryRow, Outcome, Policy, Status, Tick
+from consumer.devstack.replay import History, replay
 from consumer.metrics import Sample, total
-from consumer.postgres import PostgresStore
-from consumer.settings import DatabaseSettings, KafkaSettings
+from consumer.records import Record
+from schemas import Invalid, decode
+
+Key = tuple[str, str, str]
+"""Conversation id, source, event id: what an event is known by."""
+Place = tuple[str, int]
+"""Topic and partition."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """What was sent and acknowledged. An event is known by conversation id, source and event id."""
+    """What was sent: `events` were acknowledged, by the log or by the service; of `unsure` nobody knows."""
 
-    events: set[tuple[str, str, str]] = field(default_factory=set)
+    events: set[Key] = field(default_factory=set)
+    unsure: set[Key] = field(default_factory=set)
     poison: Counter[tuple[bytes | None, bytes | None]] = field(default_factory=Counter)
     records: int = 0
     direct: int = 0
 
     def note(self, event: Event) -> None:
         if not isinstance(event, Tick):
-            self.events.add((event.conversation_id, event.source, event.event_id))
+            self.events.add(key_of(event))
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter, and the place in the log that it names."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A change of a stored offset."""
+
+    topic: str
+    partition: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a run left behind. `conversations` have all their sessions; `offsets` are the next ones."""
+
+    conversations: Mapping[str, Conversation]
+    histories: Mapping[str, History]
+    log: Sequence[Record]
+    letters: Sequence[Letter]
+    offsets: Mapping[Place, int]
+    moves: Sequence[Move]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One invariant: how many things were looked at, and the first of those that break it."""
+    """One invariant: how many things were looked at, and those that break it."""
 
     invariant: str
     looked_at: int
@@ -46,104 +86,38 @@ class Verdict:
         return not self.violations
 
 
-async def judge(
-    ledger: Ledger, kafka: KafkaSettings, database: str, policy: Policy, metrics: list[Sample] | None
-) -> list[Verdict]:
-    """All invariants, after the log was read to its end and every replica has stopped in good order.
-
-    `metrics` are true of runs in which no owner lost its partition with work in hand; leave them out of others.
-    """
-    connection = await asyncpg.connect(database)
-    try:
-        return [
-            *await _events(ledger, connection),
-            *await _conversations(database, connection, policy),
-            await _dead_letters(ledger, kafka),
-            await _offsets(ledger, connection),
-            await _trail(connection),
-            *(await _metrics(ledger, connection, metrics) if metrics is not None else ()),
-        ]
-    finally:
-        await connection.close()
+def safety(ledger: Ledger, evidence: Evidence, policy: Policy) -> list[Verdict]:
+    """What must hold at every moment, whatever has happened."""
+    seen = _applied(evidence)
+    return [
+        Verdict("one effect per event", len(seen), _some(key for key, times in seen.items() if times > 1)),
+        Verdict("no event that nobody sent", len(seen), _some(seen.keys() - ledger.events - ledger.unsure)),
+        *_conversations(evidence, policy),
+        _letters_are_poison(ledger, evidence),
+        _nothing_skipped(evidence, seen),
+        _in_the_order_of_the_log(evidence),
+        _forward(evidence),
+    ]
 
 
-async def _events(ledger: Ledger, connection: asyncpg.Connection) -> list[Verdict]:
-    rows = await connection.fetch(
-        "SELECT conversation_id, source, event_id FROM conversation_event WHERE source <> 'consumer'"
-    )
-    seen = Counter(tuple(row) for row in rows)
+def liveness(ledger: Ledger, evidence: Evidence, settled_to: datetime | None = None) -> list[Verdict]:
+    """What must hold in the end. With `settled_to`, every deadline before it has taken effect."""
+    seen = _applied(evidence)
+    places = {(letter.topic, letter.partition, letter.offset): letter for letter in evidence.letters}
+    buried = Counter((letter.key, letter.value) for letter in places.values())
+    sessions = [(key, c.sessions[-1].deadline) for key, c in evidence.conversations.items() if c.sessions]
+    overdue = [key for key, deadline in sessions if settled_to and deadline and deadline < settled_to]
     return [
         Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys())),
-        Verdict("one effect per event", len(seen), _some(key for key, times in seen.items() if times > 1)),
-        Verdict("no event that nobody sent", len(seen), _some(seen.keys() - ledger.events)),
+        Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - buried)),
+        _at_the_end(evidence),
+        *([Verdict("no deadline without effect", len(sessions), _some(overdue))] if settled_to else ()),
     ]
 
 
-async def _conversations(database: str, connection: asyncpg.Connection, policy: Policy) -> list[Verdict]:
-    """Reads every conversation with its history, which must be a chain of versions and fold to the rows."""
-    ids = [row[0] for row in await connection.fetch("SELECT conversation_id FROM conversation ORDER BY 1")]
-    broken, unlike, open_early = [], [], []
-    stories: dict[str, tuple[str, ...]] = {}
-    async with PostgresStore.open(DatabaseSettings(url=SecretStr(database))) as store:
-        for conversation_id in ids:
-            sessions, version = await store.conversation(conversation_id)
-            history = await store.history(conversation_id)
-            if [row.version for row, _ in history] != list(range(1, version + 1)):
-                broken.append(conversation_id)
-            if replay(conversation_id, history, policy) != Conversation(conversation_id, version, tuple(sessions)):
-                unlike.append(conversation_id)
-            if any(session.status.is_open for session in sessions[:-1]):
-                open_early.append(conversation_id)
-            if conversation_id in (*broken[-1:], *unlike[-1:], *open_early[-1:]):
-                stories[conversation_id] = story(history)
-    return [
-        Verdict(invariant, len(ids), _some(found), stories[found[0]] if found else ())
-        for invariant, found in (
-            ("versions 1..V without gap or repeat", broken),
-            ("the history folds to the rows", unlike),
-            ("only the last session may be open", open_early),
-        )
-    ]
-
-
-def story(history: Iterable[tuple[HistoryRow, datetime]]) -> tuple[str, ...]:
-    """A conversation's history, a line for each row, as it was decided."""
-    return tuple(
-        f"{recorded_at:%H:%M:%S.%f} v{row.version} session {row.session}: "
-        f"{row.kind} {row.requested or ''} by {row.actor} at {row.occurred_at:%H:%M:%S.%f}, "
-        f"{row.outcome}: {row.from_status or '-'} -> {row.to_status}"
-        for row, recorded_at in history
-    )
-
-
-async def _dead_letters(ledger: Ledger, kafka: KafkaSettings) -> Verdict:
-    """The poison, byte for byte. One may repeat after a crash: it names the same place in the log then."""
-    letters = await read_all(kafka, kafka.dead_letter_topic)
-    places = {
-        (dict(letter.headers)["__consumer.errors.partition"], dict(letter.headers)["__consumer.errors.offset"]): letter
-        for letter in letters
-    }
-    found = Counter((letter.key, letter.value) for letter in places.values())
-    differing = (found - ledger.poison) + (ledger.poison - found)
-    return Verdict("dead letters are exactly the poison", ledger.poison.total(), _some(differing))
-
-
-async def _offsets(ledger: Ledger, connection: asyncpg.Connection) -> Verdict:
-    applied = await connection.fetchval(APPLIED)
-    behind = () if applied == ledger.records else (f"offsets at {applied} of {ledger.records}",)
-    return Verdict("offsets at the end of the log", ledger.records, behind)
-
-
-async def _trail(connection: asyncpg.Connection) -> Verdict:
-    """Every move that the offsets made, kept by a trigger of the stage."""
-    moves = await connection.fetch("SELECT topic, partition, before, after FROM offset_trail ORDER BY id")
-    back = [f"{topic}[{partition}] {before} -> {after}" for topic, partition, before, after in moves if after < before]
-    return Verdict("offsets never move backwards", len(moves), tuple(back))
-
-
-async def _metrics(ledger: Ledger, connection: asyncpg.Connection, metrics: list[Sample]) -> list[Verdict]:
-    """True on runs without a crash: a crash takes its counters along."""
-    rows = await connection.fetchval("SELECT count(*) FROM conversation_event WHERE source <> 'consumer'")
+def truth_of_metrics(ledger: Ledger, evidence: Evidence, metrics: Sequence[Sample]) -> list[Verdict]:
+    """True on runs in which no owner lost its partition with work in hand: a crash takes its counters along."""
+    rows = _applied(evidence).total()
     ticks = total(metrics, "conversation_events_total", type="tick", outcome="applied")
     committed = total(metrics, "conversation_write_attempts_total", result="committed")
     outcomes, received = total(metrics, "conversation_events_total"), ledger.records + ledger.direct
@@ -153,9 +127,147 @@ async def _metrics(ledger: Ledger, connection: asyncpg.Connection, metrics: list
     ]
 
 
+def story(history: History) -> tuple[str, ...]:
+    """A conversation's history, a line for each row, as it was decided."""
+    return tuple(
+        f"{recorded_at:%H:%M:%S.%f} v{row.version} session {row.session}: "
+        f"{row.kind} {row.requested or ''} by {row.actor} at {row.occurred_at:%H:%M:%S.%f}, "
+        f"{row.outcome}: {row.from_status or '-'} -> {row.to_status} [{row.source} {row.event_id}]"
+        for row, recorded_at in history
+    )
+
+
+def key_of(event: Event | HistoryRow) -> Key:
+    return event.conversation_id, event.source, event.event_id
+
+
+def _applied(evidence: Evidence) -> Counter[Key]:
+    """How often each event has had an effect."""
+    return Counter(
+        key_of(row) for history in evidence.histories.values() for row, _ in history if row.source != CONSUMER_SOURCE
+    )
+
+
+def _conversations(evidence: Evidence, policy: Policy) -> Iterator[Verdict]:
+    """Each conversation with its history, which must be a chain of versions and fold to the rows."""
+
+    def is_chain(conversation: Conversation, history: History) -> bool:
+        return [row.version for row, _ in history] == list(range(1, conversation.version + 1))
+
+    def folds(conversation: Conversation, history: History) -> bool:
+        return replay(conversation.id, history, policy) == conversation
+
+    def ends_open_at_most(conversation: Conversation, _: History) -> bool:
+        return not any(session.status.is_open for session in conversation.sessions[:-1])
+
+    def keeps_the_priority(_: Conversation, history: History) -> bool:
+        return all(_is_fair(row) for row, _ in history)
+
+    invariants: dict[str, Callable[[Conversation, History], bool]] = {
+        "versions 1..V without gap or repeat": is_chain,
+        "the history folds to the rows": folds,
+        "only the last session may be open": ends_open_at_most,
+        "a closing yields to a higher one only": keeps_the_priority,
+    }
+    both = {
+        key: (evidence.conversations.get(key, Conversation(key)), evidence.histories.get(key, ()))
+        for key in sorted(evidence.conversations.keys() | evidence.histories.keys())
+    }
+    for invariant, holds in invariants.items():
+        broken = [key for key, told in both.items() if not holds(*told)]
+        yield Verdict(invariant, len(both), tuple(broken), story(both[broken[0]][1]) if broken else ())
+
+
+def _is_fair(row: HistoryRow) -> bool:
+    """Whether a row on a closed session keeps the closing priority; a reinstatement is the one way back."""
+    before, requested = row.from_status, Status.USER_CLOSED if row.requested == "close" else row.requested
+    if row.outcome is Outcome.RECLASSIFIED:
+        return before in RANK and RANK[row.to_status] < RANK[before]
+    if row.outcome is Outcome.OUTRANKED:
+        return before in RANK and RANK[Status(requested or "")] >= RANK[before]
+    if before is None or before.is_open:
+        return True
+    return row.to_status is before or (row.outcome is Outcome.REINSTATED and before is Status.EXPIRED)
+
+
+def _letters_are_poison(ledger: Ledger, evidence: Evidence) -> Verdict:
+    """Byte for byte what lies in the log. One may repeat after a crash."""
+    log = {(record.topic, record.partition, record.offset): (record.key, record.value) for record in evidence.log}
+    wrong = [
+        f"{letter.topic}[{letter.partition}] {letter.offset}"
+        for letter in evidence.letters
+        if log.get((letter.topic, letter.partition, letter.offset)) != (letter.key, letter.value)
+        or (letter.key, letter.value) not in ledger.poison
+    ]
+    return Verdict("dead letters are poison, byte for byte", len(evidence.letters), tuple(wrong))
+
+
+def _nothing_skipped(evidence: Evidence, seen: Mapping[Key, int]) -> Verdict:
+    """Whatever lies before a stored offset has its effect, or its dead letter."""
+    buried = {(letter.topic, letter.partition, letter.offset) for letter in evidence.letters}
+    passed = [r for r in evidence.log if r.offset < evidence.offsets.get((r.topic, r.partition), 0)]
+    skipped = [
+        f"{record.topic}[{record.partition}] {record.offset}"
+        for record in passed
+        if (record.topic, record.partition, record.offset) not in buried and not _has_effect(record, seen)
+    ]
+    return Verdict("nothing before a stored offset is skipped", len(passed), tuple(skipped))
+
+
+def _has_effect(record: Record, seen: Mapping[Key, int]) -> bool:
+    event = event_in(record)
+    return isinstance(event, Tick) or (event is not None and key_of(event) in seen)
+
+
+def event_in(record: Record) -> Event | None:
+    """The event of a record; none in poison."""
+    try:
+        return to_event(decode(record.key, record.value, now=datetime.now(UTC)))
+    except Invalid:
+        return None
+
+
+def _in_the_order_of_the_log(evidence: Evidence) -> Verdict:
+    """Of each conversation, what came first in a partition was applied first. What came to several is left out."""
+    versions = {key_of(row): row.version for history in evidence.histories.values() for row, _ in history}
+    places: dict[Key, set[Place]] = {}
+    first_seen: dict[tuple[Place, str], list[Key]] = {}
+    for record in sorted(evidence.log, key=lambda record: record.offset):
+        event = event_in(record)
+        if event is None or (key := key_of(event)) not in versions:
+            continue
+        place = record.topic, record.partition
+        if place not in places.setdefault(key, set()):
+            first_seen.setdefault((place, event.conversation_id), []).append(key)
+        places[key].add(place)
+    orders = [[key for key in keys if len(places[key]) == 1] for keys in first_seen.values()]
+    pairs = [pair for order in orders for pair in pairwise(order)]
+    overtaken = [f"{one} by {other}" for one, other in pairs if versions[one] > versions[other]]
+    return Verdict("applied in the order of the log", len(pairs), tuple(overtaken))
+
+
+def _forward(evidence: Evidence) -> Verdict:
+    back = [f"{m.topic}[{m.partition}] {m.before} -> {m.after}" for m in evidence.moves if m.after < m.before]
+    return Verdict("offsets never move backwards", len(evidence.moves), tuple(back))
+
+
+def _at_the_end(evidence: Evidence) -> Verdict:
+    """The log's own gaps do not count: the next offset is past the last record."""
+    ends: dict[Place, int] = {}
+    for record in evidence.log:
+        place = record.topic, record.partition
+        ends[place] = max(ends.get(place, 0), record.offset + 1)
+    behind = [
+        f"{place[0]}[{place[1]}] at {evidence.offsets.get(place)} of {end}"
+        for place, end in ends.items()
+        if evidence.offsets.get(place, -1) < end
+    ]
+    return Verdict("offsets at the end of the log", len(evidence.log), tuple(behind))
+
+
 def _equal(found: float, expected: float) -> tuple[str, ...]:
     return () if found == expected else (f"{found:.0f} instead of {expected:.0f}",)
 
 
 def _some(violations: Iterable[object]) -> tuple[str, ...]:
-    return tuple(str(violation) for violation in violations)
+    return tuple(sorted(str(violation) for violation in violations))

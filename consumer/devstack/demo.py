@@ -13,10 +13,12 @@ from rich.live import Live
 
 from consumer.contract import encoded
 from consumer.conversation import CLOSED_BY, CONSUMER_SOURCE, Event, Outcome, Session, Status
-from consumer.devstack.checker import Ledger, Verdict, judge
+from consumer.devstack.checker import Evidence, Ledger, Verdict, liveness, safety, truth_of_metrics
 from consumer.devstack.contention import plot, sweep
-from consumer.devstack.duels import Duel, History, fight, score
+from consumer.devstack.duels import Duel, fight, score
+from consumer.devstack.evidence import collect
 from consumer.devstack.naive import NaiveWriter, read_along
+from consumer.devstack.replay import History
 from consumer.devstack.replica import Replica
 from consumer.devstack.report import Comparison, Scene, draw, print_reports, report
 from consumer.devstack.rivals import insist, lock_holder, rival
@@ -107,10 +109,12 @@ async def demo(found: Services, console: Console, plan: Plan) -> bool:
         await play(company, console)
         metrics = await company.seen()
         codes = [await replica.stop() for replica in replicas]
-        comparison = await compare(company)
+        evidence = await collect(stage.kafka, stage.database)
+        comparison = await compare(company, evidence)
         await print_reports(console, stage.database)
-        told = metrics if plan.bug != "guard" else None
-        verdicts = await judge(ledger, stage.kafka, stage.database, SHORT.policy, told)
+    verdicts = [*safety(ledger, evidence, SHORT.policy), *liveness(ledger, evidence)]
+    if plan.bug != "guard":
+        verdicts += truth_of_metrics(ledger, evidence, metrics)
     failed = tuple(f"exit code {code}" for code in codes if code)
     verdicts.append(Verdict("replicas left in good order", len(codes), failed))
     verdicts.append(
@@ -204,13 +208,10 @@ def _reports_the_timer_instead(sessions: Sequence[Session], history: History) ->
     )
 
 
-async def compare(company: Cast) -> Comparison:
+async def compare(company: Cast, evidence: Evidence) -> Comparison:
     """Ours and the naive writer's tables, once both have read everything."""
-    naive, ours = await company.naive.rows(), {}
-    async with PostgresStore.open(DatabaseSettings(url=SecretStr(company.stage.database))) as store:
-        for key in {duel.conversation_id for duel in company.duels} | naive.keys():
-            sessions, _ = await store.conversation(key)
-            ours[key] = (sessions, await store.history(key))
+    naive = await company.naive.rows()
+    ours = {key: (found.sessions, evidence.histories[key]) for key, found in evidence.conversations.items()}
     wrong = [
         key
         for key, row in naive.items()

@@ -9,7 +9,6 @@ from random import Random
 from consumer.conversation import (
     Author,
     Event,
-    HistoryRow,
     Intent,
     Kind,
     ManualClose,
@@ -21,6 +20,7 @@ from consumer.conversation import (
     Tick,
 )
 from consumer.devstack.naive import NaiveRow
+from consumer.devstack.replay import History
 
 TENTH = timedelta(seconds=0.1)
 AT_ONCE = 8
@@ -33,7 +33,6 @@ RACES = {
     5: ("timer", "timer"),
     6: ("agent's close", "user's newer message"),
 }
-History = Sequence[tuple[HistoryRow, datetime]]
 Send = Callable[[Event], Awaitable[None]]
 
 

@@ -1,6 +1,6 @@
 """The history, folded again: what the rows of a conversation must be if its history tells the truth."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from consumer.conversation import (
@@ -19,9 +19,12 @@ from consumer.conversation import (
     apply,
 )
 
+History = Sequence[tuple[HistoryRow, datetime]]
+"""(row, recorded at), by version."""
 
-def replay(conversation_id: str, history: Iterable[tuple[HistoryRow, datetime]], policy: Policy) -> Conversation:
-    """The conversation that `history`, (row, recorded at) by version, amounts to under one policy."""
+
+def replay(conversation_id: str, history: History, policy: Policy) -> Conversation:
+    """The conversation that its history amounts to under one policy."""
     conversation = Conversation(conversation_id)
     for row, recorded_at in history:
         if (event := event_of(row)) is not None:

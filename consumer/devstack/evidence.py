@@ -1,0 +1,66 @@
+"""What a run left behind in PostgreSQL and Kafka, collected for the checker."""
+
+import asyncio
+from collections.abc import Mapping
+
+import asyncpg
+from aiokafka import ConsumerRecord
+from pydantic import SecretStr
+
+from consumer.conversation import Conversation
+from consumer.devstack.checker import Evidence, Letter, Move
+from consumer.devstack.replay import History
+from consumer.devstack.topic import read_all
+from consumer.kafka import HEADER
+from consumer.postgres import PostgresStore
+from consumer.records import Record
+from consumer.settings import DatabaseSettings, KafkaSettings
+
+IDS = "SELECT conversation_id FROM conversation UNION SELECT conversation_id FROM conversation_event"
+MOVES = "SELECT topic, partition, before, after FROM offset_trail ORDER BY id"
+"""Every move that the offsets made, kept by a trigger of the stage."""
+OFFSETS = "SELECT topic, partition, next_offset FROM kafka_offset WHERE consumer_group = $1"
+
+
+async def collect(kafka: KafkaSettings, database: str) -> Evidence:
+    """Reads everything: the log and its dead letters, and each conversation with its history."""
+    conversations, histories = await _conversations(database)
+    connection = await asyncpg.connect(database)
+    try:
+        moves = [Move(*row) for row in await connection.fetch(MOVES)]
+        offsets = {(row[0], row[1]): row[2] for row in await connection.fetch(OFFSETS, kafka.group_id)}
+    finally:
+        await connection.close()
+    log = [_record(record) for topic in kafka.topics for record in await read_all(kafka, topic)]
+    letters = [_letter(record) for record in await read_all(kafka, kafka.dead_letter_topic)]
+    return Evidence(conversations, histories, log, letters, offsets, moves)
+
+
+async def _conversations(database: str) -> tuple[Mapping[str, Conversation], Mapping[str, History]]:
+    settings = DatabaseSettings(url=SecretStr(database))
+    conversations: dict[str, Conversation] = {}
+    histories: dict[str, History] = {}
+    connection = await asyncpg.connect(database)
+    try:
+        ids = iter([row[0] for row in await connection.fetch(IDS)])
+    finally:
+        await connection.close()
+
+    async def read(store: PostgresStore) -> None:
+        for key in ids:
+            sessions, version = await store.conversation(key)
+            conversations[key] = Conversation(key, version, tuple(sessions))
+            histories[key] = await store.history(key)
+
+    async with PostgresStore.open(settings) as store:
+        await asyncio.gather(*(read(store) for _ in range(settings.writers)))
+    return conversations, histories
+
+
+def _record(record: "ConsumerRecord[bytes, bytes]") -> Record:
+    return Record(record.topic, record.partition, record.offset, record.timestamp, record.key, record.value)
+
+
+def _letter(record: "ConsumerRecord[bytes, bytes]") -> Letter:
+    place = {name.removeprefix(HEADER): value.decode() for name, value in record.headers if name.startswith(HEADER)}
+    return Letter(place["topic"], int(place["partition"]), int(place["offset"]), record.key, record.value)
