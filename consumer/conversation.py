@@ -4,7 +4,7 @@ A conversation is a sequence of sessions 1, 2, 3, ...; only the last, the *curre
 one event, `fold` a batch of them. Times are aware UTC datetimes: `at` is event time, `now` is the database's clock.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -324,6 +324,12 @@ def fold(
         if not isinstance(event, Tick):
             seen.add(identity)
     return Change(conversation, after, tuple(events), tuple(outcomes), tuple(rows), clamped)
+
+
+def reaches_back(conversation: Conversation, events: Iterable[Event], now: datetime) -> bool:
+    """Whether deciding `events` takes older sessions too, as it may whenever the database's clock ran back."""
+    current = conversation.sessions[-1]
+    return current.number > 1 and (current.opened_at > now or any(event.at < current.opened_at for event in events))
 
 
 def apply(conversation: Conversation, event: Event, policy: Policy, now: datetime) -> Decision:

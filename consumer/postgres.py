@@ -16,7 +16,18 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from consumer.conversation import Author, Change, Conversation, Event, HistoryRow, Kind, Outcome, Session, Status, Tick
+from consumer.conversation import (
+    Author,
+    Change,
+    Conversation,
+    HistoryRow,
+    Kind,
+    Outcome,
+    Session,
+    Status,
+    Tick,
+    reaches_back,
+)
 from consumer.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -121,6 +132,7 @@ kafka_offset = sa.Table(
     sa.Column("partition", sa.Integer),
     sa.Column("cluster_id", sa.Text, nullable=False),
     sa.Column("next_offset", sa.BigInteger, nullable=False),
+    sa.Column("mark", sa.BigInteger, nullable=False, server_default="0"),
     sa.PrimaryKeyConstraint("consumer_group", "topic", "partition"),
 )
 
@@ -179,9 +191,9 @@ _OUTBOX = f"""
     INSERT INTO transition_outbox ({", ".join(column.name for column in _OUTBOX_ROW)})
     SELECT * FROM {_unnest(_OUTBOX_ROW)}"""
 _OF_PARTITION = "consumer_group = $1 AND topic = $2 AND partition = $3"
-_GUARD = f"SELECT 1 FROM kafka_offset WHERE {_OF_PARTITION} AND next_offset = $4 FOR NO KEY UPDATE"
-_ADVANCE = f"UPDATE kafka_offset SET next_offset = $4 WHERE {_OF_PARTITION}"
-_STORED_OFFSET = f"SELECT cluster_id, next_offset FROM kafka_offset WHERE {_OF_PARTITION}"
+_GUARD = f"SELECT 1 FROM kafka_offset WHERE {_OF_PARTITION} AND next_offset = $4 AND mark = $5 FOR NO KEY UPDATE"
+_ADVANCE = f"UPDATE kafka_offset SET next_offset = $4, mark = $5 WHERE {_OF_PARTITION}"
+_STORED_OFFSET = f"SELECT cluster_id, next_offset, mark FROM kafka_offset WHERE {_OF_PARTITION}"
 _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
 _DEADLINE = "LEAST(idle_at, expires_at)"
 _RING = f"""
@@ -198,7 +210,7 @@ _OVERDUE = f"""
     WHERE wake_at < now() + interval '15 min' AND {_DEADLINE} < now() - interval '60 s'"""
 _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
-    ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5"""
+    ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
 
 
 class PostgresStore:
@@ -270,7 +282,9 @@ class PostgresStore:
 
     async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
         """All of them, by group, topic and partition."""
-        sql = "SELECT consumer_group, topic, partition, cluster_id, next_offset FROM kafka_offset ORDER BY 1, 2, 3"
+        sql = (
+            "SELECT consumer_group, topic, partition, cluster_id, next_offset, mark FROM kafka_offset ORDER BY 1, 2, 3"
+        )
         async with self._measured("load"), self._reading.connect() as connection:
             return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await _execute(connection, sql)]
 
@@ -367,12 +381,12 @@ async def _guard(connection: AsyncConnection, progress: Progress) -> None:
     """Holds the partition's offset row. Another owner still holding it is an outage: it will be timed out."""
     try:
         with classified():
-            held = await _execute(connection, _GUARD, *_key(progress.partition), progress.start)
+            held = await _execute(connection, _GUARD, *_key(progress.partition), progress.start, progress.mark)
     except ContentionError as error:
         raise UnavailableError("another owner holds the partition's offset row") from error
     if not held:
         raise StaleOwnerError(
-            f"{progress.partition.topic}[{progress.partition.number}] is no longer at {progress.start}"
+            f"{progress.partition.topic}[{progress.partition.number}] is no longer as it was left at {progress.start}"
         )
 
 
@@ -389,17 +403,11 @@ async def _load(connection: AsyncConnection, events: EventsById) -> Snapshot:
         if key is not None:
             known.setdefault(key, set()).add((source, event_id))
     now: datetime = answer[0][0]
-    older = [key for key, known_as in found.items() if _needs_archive(known_as, events[key], now)]
+    older = [key for key, known_as in found.items() if reaches_back(known_as, events[key], now)]
     for row in await _execute(connection, _LOAD_ARCHIVE, older) if older else ():
         *archived, current = found[row[0]].sessions
         found[row[0]] = Conversation(row[0], found[row[0]].version, (*archived, _session(row[1:]), current))
     return Snapshot(now, found, {key: frozenset(ids) for key, ids in known.items()})
-
-
-def _needs_archive(conversation: Conversation, events: Iterable[Event], now: datetime) -> bool:
-    """Whether an event may belong to an older session, as any may after the database's clock ran back."""
-    current = conversation.sessions[-1]
-    return current.number > 1 and (current.opened_at > now or any(event.at < current.opened_at for event in events))
 
 
 async def _save(connection: AsyncConnection, decided: Decided, progress: Progress | None) -> Lost:
@@ -472,8 +480,9 @@ async def _follow(connection: AsyncConnection, won: Sequence[Change], now: datet
 
 
 async def _advance(connection: AsyncConnection, progress: Progress | None, lost: Lost) -> None:
-    if progress is not None and not lost and progress.end != progress.start:
-        await _execute(connection, _ADVANCE, *_key(progress.partition), progress.end)
+    if progress is not None:
+        next_offset = progress.start if lost else progress.end
+        await _execute(connection, _ADVANCE, *_key(progress.partition), next_offset, progress.next_mark)
 
 
 def _superseded(change: Change) -> list[Session]:

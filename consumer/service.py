@@ -45,19 +45,26 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`next_offset` moves from `start` to `end`, in the transaction that writes the last of the batch."""
+    """`next_offset` moves from `start` to `end`, in the transaction that writes the last of the batch.
+
+    Each transaction finds the `mark` that the one before it left, and leaves `next_mark`: after a rewind, what earlier
+    ones have written may be gone although the offset is the same.
+    """
 
     partition: Partition
     start: int
     end: int
+    mark: int = 0
+    next_mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StoredOffset:
-    """Where a partition goes on, and the cluster whose log the offset counts in."""
+    """Where a partition goes on, the cluster whose log the offset counts in, and the last transaction's mark."""
 
     cluster_id: str
     next_offset: int
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,7 @@ class Batch:
     def __init__(self, events: Sequence[Event], progress: Progress | None = None, topic: str = DIRECT) -> None:
         self.events = tuple(events)
         self.progress = progress
+        self.buried = False
         self.topic = topic
         self.outcomes: list[Outcome | None] = [None] * len(self.events)
         self.losses: Counter[str] = Counter()
@@ -140,10 +148,17 @@ class Batch:
                 groups.setdefault(self.events[position].conversation_id, []).append(position)
         return groups
 
-    @property
-    def held(self) -> Progress | None:
-        """The guard without the move: dead letters come before the offset."""
-        return self.progress and replace(self.progress, end=self.progress.start)
+    def step(self, next_mark: int, *, hold: bool) -> Progress | None:
+        """What the next transaction does to the offset; one that holds it is guarded all the same."""
+        if self.progress is None:
+            return None
+        end = self.progress.start if hold else self.progress.end
+        return replace(self.progress, end=end, next_mark=next_mark)
+
+    def leave(self, progress: Progress | None) -> None:
+        """That transaction was committed: the next one must find its mark."""
+        if self.progress is not None and progress is not None:
+            self.progress = replace(self.progress, mark=progress.next_mark)
 
     @property
     def refused(self) -> list[int]:
@@ -204,21 +219,19 @@ class ConversationService:
         """Applies a batch of the log and moves its offset, however long other writers keep winning.
 
         `sleep` may raise to end the backing off. Where `batch.refused` is not empty the offset has not moved: send the
-        dead letters first, then consume an empty batch of the same progress. An error leaves the batch resumable.
+        dead letters first, then say that it is `buried` and consume it again. An error leaves the batch resumable.
         """
         await self._run(batch, Patience(stop_never, sleep))
 
     async def _run(self, batch: Batch, patience: Patience) -> None:
         """Dead letters come before the offset: with any of them outstanding it is held."""
-        progress = batch.held if batch.refused else batch.progress
-        await self._apply_part(batch, range(len(batch.events)), progress, patience)
+        hold = bool(batch.refused) and not batch.buried
+        await self._apply_part(batch, range(len(batch.events)), patience, hold=hold)
 
-    async def _apply_part(
-        self, batch: Batch, part: Sequence[int], progress: Progress | None, patience: Patience
-    ) -> None:
+    async def _apply_part(self, batch: Batch, part: Sequence[int], patience: Patience, *, hold: bool) -> None:
         """Bisects until the refused events stand alone, so that they cost their neighbours nothing."""
         try:
-            await self._win(batch, part, progress, patience)
+            await self._win(batch, part, patience, hold=hold)
         except RefusedError:
             if len(part) == 1:
                 batch.outcomes[part[0]] = Outcome.DEAD_LETTER
@@ -233,14 +246,14 @@ class ConversationService:
         for half in (part[:middle], part[middle:]):
             ready = [position for position in half if batch.events[position].conversation_id not in waiting]
             try:
-                await self._apply_part(batch, ready, batch.held, patience)
+                await self._apply_part(batch, ready, patience, hold=True)
             except ContentionError as error:
                 contended = error
                 waiting.update(batch.pending(half))
         if contended:
             raise contended
 
-    async def _win(self, batch: Batch, part: Sequence[int], progress: Progress | None, patience: Patience) -> None:
+    async def _win(self, batch: Batch, part: Sequence[int], patience: Patience, *, hold: bool) -> None:
         """Attempts until every conversation of the part is written, backing off in between."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ContentionError),
@@ -251,18 +264,20 @@ class ConversationService:
             reraise=True,
         ):
             with attempt:
-                await self._attempt(batch, part, progress, attempt.retry_state.attempt_number)
+                await self._attempt(batch, part, attempt.retry_state.attempt_number, hold=hold)
 
-    async def _attempt(self, batch: Batch, part: Sequence[int], progress: Progress | None, number: int) -> None:
+    async def _attempt(self, batch: Batch, part: Sequence[int], number: int, *, hold: bool) -> None:
         """One round on fresh state: load, decide, save. Raises `ContentionError` if anything lost its race."""
         pending = batch.pending(part)
         events = {key: [batch.events[i] for i in positions] for key, positions in pending.items()}
+        progress = batch.step(self._rng.getrandbits(63), hold=hold)
         async with self._writers:
             if number <= self._retry.lock_after:
                 decided = self._decide(await self._store.load(events), events)
                 lost = await self._counted(batch, decided, self._store.save(decided, progress))
             else:
                 decided, lost = await self._locked(batch, events, progress)
+        batch.leave(progress)
         self._note_results(batch, pending, decided, lost)
 
     async def _locked(self, batch: Batch, events: EventsById, progress: Progress | None) -> tuple[Decided, Lost]:

@@ -89,7 +89,7 @@ class PartitionWorker:
         self._health = health
         self._rng = rng or Random()
         self._ceiling = wait_exponential(multiplier=0.1, max=settings.outage_backoff_max_seconds)
-        self._next_offset = 0
+        self._next_offset = self._mark = 0
         self._bite = settings.max_batch
         self._name = f"{source.partition.topic}[{source.partition.number}]"
 
@@ -155,7 +155,7 @@ class PartitionWorker:
             )
         if not first <= stored.next_offset <= end:
             raise PartitionStoppedError(f"stored offset {stored.next_offset} is outside the log {first}..{end}: {mend}")
-        self._next_offset = stored.next_offset
+        self._next_offset, self._mark = stored.next_offset, stored.mark
         self._source.seek(stored.next_offset)
         log.info("partition started", partition=self._name, next_offset=stored.next_offset)
 
@@ -164,7 +164,7 @@ class PartitionWorker:
         self._metrics.batch_events.observe(len(records))
         good, bad = decode_all(records, self._settings.max_record_bytes)
         await self._bury(bad)
-        progress = Progress(self._source.partition, self._next_offset, records[-1].offset + 1)
+        progress = Progress(self._source.partition, self._next_offset, records[-1].offset + 1, self._mark)
         try:
             with self._metrics.inflight(len(good)):
                 await self._apply(good, progress)
@@ -194,8 +194,10 @@ class PartitionWorker:
         if batch.refused:
             why = "PostgreSQL refused a value"
             await self._bury([DeadLetter(good[i][0], Reason.REFUSED, why) for i in batch.refused])
-            rest = Batch((), progress, self._source.partition.topic)
-            await self._patiently(lambda: self._service.consume(rest, self._sleep))
+            batch.buried = True
+            await self._patiently(lambda: self._service.consume(batch, self._sleep))
+        if batch.progress is not None:
+            self._mark = batch.progress.mark
 
     async def _bury(self, letters: Sequence[DeadLetter]) -> None:
         """The dead letters are acknowledged before anything else of their batch happens."""

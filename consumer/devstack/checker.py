@@ -30,11 +30,20 @@ class Ledger:
     events: set[Key] = field(default_factory=set)
     unsure: set[Key] = field(default_factory=set)
     poison: Counter[tuple[bytes | None, bytes | None]] = field(default_factory=Counter)
+    written: set[Key] = field(default_factory=set)
+    """Those that came, or came as well, by the service."""
     records: int = 0
     direct: int = 0
 
     def note(self, event: Event) -> None:
         if not isinstance(event, Tick):
+            self.events.add(key_of(event))
+
+    def note_written(self, event: Event) -> None:
+        """The service has acknowledged it."""
+        self.direct += 1
+        if not isinstance(event, Tick):
+            self.written.add(key_of(event))
             self.events.add(key_of(event))
 
 
@@ -95,7 +104,7 @@ def safety(ledger: Ledger, evidence: Evidence, policy: Policy) -> list[Verdict]:
         *_conversations(evidence, policy),
         _letters_are_poison(ledger, evidence),
         _nothing_skipped(evidence, seen),
-        _in_the_order_of_the_log(evidence),
+        _in_the_order_of_the_log(ledger, evidence),
         _forward(evidence),
     ]
 
@@ -163,11 +172,17 @@ def _conversations(evidence: Evidence, policy: Policy) -> Iterator[Verdict]:
     def keeps_the_priority(_: Conversation, history: History) -> bool:
         return all(_is_fair(row) for row, _ in history)
 
+    def closes_after_the_user(conversation: Conversation, _: History) -> bool:
+        return not any(
+            s.closed_at and s.closed_at < (s.last_user_message_at or s.opened_at) for s in conversation.sessions
+        )
+
     invariants: dict[str, Callable[[Conversation, History], bool]] = {
         "versions 1..V without gap or repeat": is_chain,
         "the history folds to the rows": folds,
         "only the last session may be open": ends_open_at_most,
         "a closing yields to a higher one only": keeps_the_priority,
+        "no session is closed before its user's last message": closes_after_the_user,
     }
     both = {
         key: (evidence.conversations.get(key, Conversation(key)), evidence.histories.get(key, ()))
@@ -227,14 +242,15 @@ def event_in(record: Record) -> Event | None:
         return None
 
 
-def _in_the_order_of_the_log(evidence: Evidence) -> Verdict:
-    """Of each conversation, what came first in a partition was applied first. What came to several is left out."""
+def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence) -> Verdict:
+    """Of each conversation, what came first in a partition was applied first. What came by two ways is left out."""
     versions = {key_of(row): row.version for history in evidence.histories.values() for row, _ in history}
+    elsewhere = ledger.written | ledger.unsure
     places: dict[Key, set[Place]] = {}
     first_seen: dict[tuple[Place, str], list[Key]] = {}
     for record in sorted(evidence.log, key=lambda record: record.offset):
         event = event_in(record)
-        if event is None or (key := key_of(event)) not in versions:
+        if event is None or (key := key_of(event)) not in versions or key in elsewhere:
             continue
         place = record.topic, record.partition
         if place not in places.setdefault(key, set()):

@@ -83,8 +83,7 @@ class Cast:
     async def directly(self, service: ConversationService, event: Event) -> None:
         """The same event through our service and through the naive writer, at once."""
         await asyncio.gather(insist(service, event), self.naive.apply(event))
-        self.ledger.note(event)
-        self.ledger.direct += 1
+        self.ledger.note_written(event)
 
     async def seen(self) -> list[Sample]:
         """The metrics of all who write through the service."""

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from consumer import cli, logs, postgres, settings
@@ -31,16 +31,26 @@ class WithoutDeduplication(PostgresStore):
 
 
 class WithoutRedeciding(PostgresStore):
-    """Writes what lost its race again, under the version of now, as it was decided on the state of then."""
+    """Writes what lost its race again, without deciding again."""
 
     async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        lost = await super().save(decided, progress)
-        if not lost:
-            return lost
-        losers = [change for change in decided.changes if change.after.id in lost]
-        fresh = await self.load({change.after.id: change.events for change in losers})
-        moved = [_moved(change, fresh.conversations[change.after.id].version) for change in losers]
-        return await super().save(Decided(fresh.now, moved), progress)
+        return await saved_regardless(super().save, self.load, decided, progress)
+
+
+async def saved_regardless(
+    save: Callable[[Decided, Progress | None], Awaitable[Lost]],
+    load: Callable[[EventsById], Awaitable[Snapshot]],
+    decided: Decided,
+    progress: Progress | None,
+) -> Lost:
+    """Writes what lost its race under the version of now, as it was decided on the state of then."""
+    lost = await save(decided, progress)
+    if not lost:
+        return lost
+    losers = [change for change in decided.changes if change.after.id in lost]
+    fresh = await load({change.after.id: change.events for change in losers})
+    moved = [_moved(change, fresh.conversations[change.after.id].version) for change in losers]
+    return await save(Decided(fresh.now, moved), progress and replace(progress, mark=progress.next_mark))
 
 
 class FrozenBeforeWriting(PostgresStore):

@@ -1,5 +1,6 @@
 """Seeded traffic: conversations with duplicates, poison, late and out-of-order events, on the real clock."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -32,13 +33,22 @@ class Mix:
     tick: float = 0.08
     late: float = 0.15
     latest: timedelta = timedelta(seconds=6)
+    ahead: float = 0.0
+    farthest: timedelta = timedelta(seconds=12)
 
 
 class Traffic:
     """What upstream services publish. The same seed gives the same choices; times are the clock's."""
 
-    def __init__(self, seed: int, ledger: Ledger, mix: Mix | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        ledger: Ledger,
+        mix: Mix | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._random = Random(seed)
+        self._clock = clock
         self._ledger = ledger
         self._mix = mix or Mix()
         self._count = 0
@@ -77,6 +87,10 @@ class Traffic:
             case _:
                 return Message(**same, at=self._time(), author=Author(kind))
 
+    def recent(self) -> Event | None:
+        """One of the last events for the log, if there are any."""
+        return self._random.choice(self._recent) if self._recent else None
+
     def _record(self) -> tuple[bytes | None, bytes | None]:
         chance = self._random.random()
         if chance < self._mix.poison:
@@ -99,9 +113,13 @@ class Traffic:
 
     def _tick(self, conversation_id: str) -> Tick:
         self._count += 1
-        now = datetime.now(UTC)
-        return Tick(conversation_id=conversation_id, source="ticker", event_id=f"tick-{self._count}", at=now)
+        event_id = f"tick-{self._count}"
+        return Tick(conversation_id=conversation_id, source="ticker", event_id=event_id, at=self._clock())
 
     def _time(self) -> datetime:
-        late = self._random.random() < self._mix.late
-        return datetime.now(UTC) - (self._random.random() * self._mix.latest if late else timedelta(0))
+        chance = self._random.random()
+        if chance < self._mix.late:
+            return self._clock() - self._random.random() * self._mix.latest
+        if chance < self._mix.late + self._mix.ahead:
+            return self._clock() + self._random.random() * self._mix.farthest
+        return self._clock()

@@ -247,7 +247,7 @@ class TestLockedRows:
 
 async def until_one_waits_for_a_lock(store: AnyStore, stack: Services) -> None:
     if isinstance(store, MemoryStore):
-        while not store.waiting:  # noqa: ASYNC110 - seconds are not what is waited for
+        while not store.database.waiting:  # noqa: ASYNC110 - seconds are not what is waited for
             await asyncio.sleep(0)
         return
     connection = await asyncpg.connect(stack.postgres)

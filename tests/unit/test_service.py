@@ -43,13 +43,8 @@ class Rivalled(MemoryStore):
     async def save(self, decided: Decided, progress: Progress | None) -> Lost:
         if self.times:
             self.times -= 1
-            await ConversationService(self._plain()).apply([message(at=NOW - HOUR)])
+            await ConversationService(MemoryStore(self.database)).apply([message(at=NOW - HOUR)])
         return await super().save(decided, progress)
-
-    def _plain(self) -> MemoryStore:
-        plain = MemoryStore()
-        plain.__dict__ |= {name: self.__dict__[name] for name in ("conversations", "rows", "offsets", "locks")}
-        return plain
 
 
 def service(store: MemoryStore, sleep: Recorder, metrics: Metrics | None = None, **retry: Any) -> ConversationService:

@@ -1,0 +1,113 @@
+"""Bugs to plant into the code under test: the checker must find each. A mutant whose text is no longer there fails."""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+from consumer import conversation, service, worker
+from consumer.devstack.planted import saved_regardless
+from consumer.service import Decided, Lost, Progress
+from tests import fakes
+from tests.simulation import processes
+
+
+@contextmanager
+def rewritten(owner: Any, name: str, *changes: tuple[str, str]) -> Iterator[None]:
+    """A function with the second text of each change in the place of the first."""
+    original = getattr(owner, name)
+    source = textwrap.dedent(inspect.getsource(original))
+    for old, new in changes:
+        if source.count(old) != 1:
+            raise LookupError(f"{name} has {source.count(old)} times: {old}")
+        source = source.replace(old, new)
+    made: dict[str, Any] = {}
+    exec(compile(source, f"<mutant of {name}>", "exec"), original.__globals__, made)
+    with replaced(owner, name, made[name]):
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+class RetryWithoutRedeciding(fakes.MemoryStore):
+    """Writes what lost its race again, without deciding again."""
+
+    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+        return await saved_regardless(super().save, self.load, decided, progress)
+
+
+Plant = Callable[[], AbstractContextManager[None]]
+Worker, Service = worker.PartitionWorker, service.ConversationService
+Transaction, Store = fakes.Transaction, fakes.MemoryStore
+EMPTY_SAVE = "await self._store.save(replace(decided, changes=()), progress)"
+SAVE = "lost = await self._counted(batch, decided, self._store.save(decided, progress))"
+GUARD = "(stored.next_offset, stored.mark) != (progress.start, progress.mark)"
+LOAD, KNOWN = 'await self._statement("load")', "known = {key: self._known(key, events) for key in current}"
+MUTANTS: dict[str, Plant] = {
+    "offsets stored before the effects": partial(
+        rewritten,
+        Service,
+        "_attempt",
+        (SAVE, f"{EMPTY_SAVE}; {SAVE.replace('progress', 'None')}"),
+    ),
+    "offset reset to latest": partial(
+        rewritten,
+        Worker,
+        "_seek_to_stored_offset",
+        ("(cluster_id, first))\n", "(cluster_id, end))\n"),
+    ),
+    "dead letter sent after the offset": partial(
+        rewritten,
+        Worker,
+        "_process",
+        ("await self._bury(bad)\n", "\n"),
+        ("self._source.applied(progress.end)", "self._source.applied(progress.end)\n        await self._bury(bad)"),
+    ),
+    "refused event buried after the offset": partial(
+        rewritten, Service, "_apply_halves", ("patience, hold=True)", "patience, hold=False)")
+    ),
+    "priority compared with <=": partial(
+        rewritten,
+        conversation,
+        "_close_closed",
+        ("RANK[_closing_status(event)] < RANK", "RANK[_closing_status(event)] <= RANK"),
+    ),
+    "retry without deciding again": partial(replaced, processes, "MemoryStore", RetryWithoutRedeciding),
+    "duplicate within a batch": partial(rewritten, service, "fold", ("seen.add(identity)", "pass")),
+    "stale owner goes on regardless": partial(
+        rewritten, Worker, "_process", ("await self._start()", "self._next_offset = progress.end")
+    ),
+    "newer message left behind by a split": partial(
+        rewritten, conversation, "_close_open", ("newest is None or newest <= event.at", "True")
+    ),
+    "offset moved although some lost": partial(
+        rewritten, Transaction, "save", ("progress.start if lost else progress.end", "progress.end")
+    ),
+    "offset guarded without its mark": partial(
+        rewritten, Transaction, "guard", (GUARD, "stored.next_offset != progress.start")
+    ),
+    "no offset guard": partial(rewritten, Transaction, "guard", (f"stored is None or {GUARD}", "False")),
+    "no version in the WHERE": partial(
+        rewritten, Transaction, "save", ("self.database.version(key) != change.before.version", "False")
+    ),
+    "no inbox": partial(rewritten, Store, "_known", ("asked & {", "set() & {")),
+    "ids read before rows": partial(
+        rewritten,
+        Store,
+        "load",
+        (LOAD, f"{KNOWN.replace('current', 'events')}; {LOAD}"),
+        (f"    {KNOWN}", ""),
+    ),
+    "alarm that rings once": partial(rewritten, Store, "_ring", ("now + pause", "now + timedelta(days=9)")),
+}
+"""Name -> how to plant it. Those of the store's stand-in prove the checker; the real store has its own."""

@@ -1,0 +1,252 @@
+"""The processes of a schedule: replicas, tickers and rivals, of production code on fake ports. Any may die or stall."""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+from consumer.conversation import Event
+from consumer.devstack.checker import key_of
+from consumer.devstack.stage import SHORT
+from consumer.devstack.traffic import Traffic
+from consumer.errors import ConcurrencyError, ConnectionLostError, UnavailableError
+from consumer.health import Health
+from consumer.metrics import Metrics
+from consumer.records import DeadLetter, Record
+from consumer.service import ConversationService, Partition
+from consumer.settings import TickerSettings, WorkerSettings
+from consumer.ticker import Ticker
+from consumer.worker import PartitionWorker
+from tests.fakes import MemoryStore
+from tests.simulation.world import GROUP, TOPIC, Fault, World
+
+METRICS = Metrics([TOPIC])
+"""Of all schedules: what they have reached."""
+DRAIN_SECONDS = 8.0
+IDLE_IN_TRANSACTION_SECONDS = 5.0
+
+
+class Process:
+    """Stands still while it is stalled; what it holds in the database ends with it."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.alive = True
+        self.health = Health()
+        self.store = MemoryStore(world.database, self.statement)
+        self.service = ConversationService(
+            self.store,
+            policy=SHORT.policy,
+            metrics=METRICS,
+            writers=world.shape.writers,
+            rng=Random(world.rng.random()),
+        )
+        self._rewinds = world.rewinds
+        self._running = asyncio.Event()
+        self._running.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._watched(work))
+        self._tasks.add(task)
+        return task
+
+    async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self.world.failures.append(f"{self.name} ended by {error!r}")
+            raise
+
+    async def reach(self, what: str) -> None:
+        """Before anything that leaves the process."""
+        await self.world.latency()
+        await self._running.wait()
+        if not self.alive:
+            await asyncio.Event().wait()
+        self.world.tell(self.name, what)
+
+    async def statement(self, what: str) -> None:
+        await self.reach(what)
+        if self._rewinds != self.world.rewinds:
+            self._rewinds = self.world.rewinds
+            raise ConnectionLostError("the server has gone")
+        if self.world.strikes(Fault.CRASH_IN_A_STATEMENT, 0.002):
+            self.crash()
+        self.world.trouble_database(what)
+
+    def crash(self) -> None:
+        """As by SIGKILL: nothing that it would do next happens."""
+        self.world.tell(self.name, "CRASHES")
+        self.alive = False
+        for task in self._tasks:
+            task.cancel()
+
+    def stall(self) -> None:
+        """As by SIGSTOP. The server ends transactions that stay idle for too long."""
+        self.world.tell(self.name, "STALLS")
+        self._running.clear()
+        asyncio.get_running_loop().call_later(IDLE_IN_TRANSACTION_SECONDS, self._end_idle_transactions)
+
+    def _end_idle_transactions(self) -> None:
+        if not self._running.is_set():
+            for transaction in self.store.open:
+                transaction.kill()
+
+    def go_on(self) -> None:
+        self._running.set()
+
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        """Whether the event came in time, as the process sees it."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), seconds)
+        await self._running.wait()
+        return event.is_set()
+
+
+class SimulatedLog:
+    """See `worker.PartitionLog`: a partition, from its assignment until the process hears of its revocation."""
+
+    def __init__(self, process: Process, number: int) -> None:
+        self.partition = Partition(GROUP, TOPIC, number)
+        self._process = process
+        self._world = process.world
+        self._position = 0
+        self._taken_at = 0
+        self._news, self._given_up = asyncio.Event(), asyncio.Event()
+        self._world.listeners.append(self._news)
+
+    async def cluster_id(self) -> str:
+        await self._process.reach("cluster id")
+        return "cluster"
+
+    async def bounds(self) -> tuple[int, int]:
+        await self._process.reach("bounds")
+        return 0, self._world.end(self.partition.number)
+
+    def seek(self, offset: int) -> None:
+        self._position = offset
+
+    async def take(self, limit: int) -> Sequence[Record]:
+        await self._process.reach("take")
+        while not self._given_up.is_set():
+            records = [r for r in self._world.log[self.partition.number] if r.offset >= self._position]
+            if records:
+                taken = records[: self._world.rng.randint(1, limit)]
+                self._position = taken[-1].offset + 1
+                self._taken_at = self._world.rewinds
+                self._world.tell(self._process.name, f"took [{self.partition.number}] {[r.offset for r in taken]}")
+                return taken
+            self._news.clear()
+            await self._process.wait(self._news, None)
+        return ()
+
+    def applied(self, next_offset: int) -> None:
+        """What goes to Kafka as committed must be in the database, but for a rewind that comes in between."""
+        stored = self._process.store.offsets.get(self.partition)
+        if self._taken_at == self._world.rewinds and (stored is None or stored.next_offset < next_offset):
+            self._world.failures.append(f"{self._process.name} would commit {next_offset}, stored is {stored}")
+
+    def pause(self) -> None:
+        pass
+
+    async def given_up_within(self, seconds: float) -> bool:
+        return await self._process.wait(self._given_up, seconds)
+
+    def give_up(self) -> None:
+        self._given_up.set()
+        self._news.set()
+        self._world.listeners.remove(self._news)
+
+
+class Replica(Process):
+    """A member of the consumer group."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self.hears = True
+        self._owned: list[tuple[SimulatedLog, asyncio.Task[None]]] = []
+
+    def assign(self, numbers: Iterable[int]) -> None:
+        settings = WorkerSettings(max_batch=self.world.shape.max_batch, outage_backoff_max_seconds=2)
+        for number in numbers:
+            source = SimulatedLog(self, number)
+            worker = PartitionWorker(
+                source,
+                self.service,
+                self.store,
+                self,
+                settings=settings,
+                metrics=METRICS,
+                health=self.health,
+                rng=Random(self.world.rng.random()),
+            )
+            self._owned.append((source, self.spawn(worker.run())))
+
+    async def release(self) -> None:
+        """Gives all partitions up and waits for the workers, but not for ever: the guard holds off who hangs."""
+        owned, self._owned = self._owned, []
+        for source, _ in owned:
+            source.give_up()
+        if owned:
+            await asyncio.wait([task for _, task in owned], timeout=DRAIN_SECONDS)
+
+    async def send(self, letters: Sequence[DeadLetter]) -> None:
+        """See `worker.DeadLetters`."""
+        await self.reach("dead letters")
+        await self.world.bury(letters)
+
+
+class TickerProcess(Process):
+    """The reference ticker."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        settings = TickerSettings(interval_seconds=3, batch=world.rng.choice((1, 3, 100)), max_unacknowledged=3)
+        self._ticker = Ticker(self.store, self._emit, settings, METRICS, self.health)
+        self.spawn(self._ticker.run())
+
+    async def _emit(self, key: bytes, value: bytes) -> None:
+        await self.reach("emit")
+        lost = self.world.strikes(Fault.LOST_TICK, 0.2)
+        if not lost or self.world.rng.random() < 0.5:
+            self.world.append(key, value)
+        if lost:
+            raise UnavailableError("no acknowledgement of the tick")
+
+
+class Rival(Process):
+    """A program that writes through the service, and calls again until it knows that it has written."""
+
+    def __init__(self, world: World, name: str, traffic: Traffic, log: Traffic) -> None:
+        super().__init__(world, name)
+        self._traffic = traffic
+        self._log = log
+        self.spawn(self._run())
+
+    async def _run(self) -> None:
+        while not self.world.healed:
+            await asyncio.sleep(self.world.rng.expovariate(1))
+            event = self._next()
+            self.world.ledger.unsure.add(key_of(event))
+            rewinds = self.world.rewinds
+            await self._insist(event)
+            self.world.struck[Fault.RIVAL] += 1
+            if rewinds == self.world.rewinds:
+                self.world.ledger.note_written(event)
+
+    def _next(self) -> Event:
+        """Its own event, or one that the log has got as well."""
+        own = self._traffic.event(self.world.rng.choice(self._traffic.cold), self.name)
+        return (self._log.recent() or own) if self.world.rng.random() < 0.2 else own
+
+    async def _insist(self, event: Event) -> None:
+        while True:
+            try:
+                await self.service.apply([event])
+            except (UnavailableError, ConcurrencyError):
+                await asyncio.sleep(self.world.rng.expovariate(1))
+            else:
+                return

@@ -1,0 +1,327 @@
+"""One schedule: everything that happens, and in which order, follows from its seed."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from consumer.contract import encoded
+from consumer.conversation import Event, ManualClose, Status
+from consumer.devstack.checker import Evidence, Verdict, event_in, key_of, liveness, safety
+from consumer.devstack.stage import SHORT
+from consumer.devstack.traffic import Mix, Traffic
+from consumer.errors import ConnectionLostError
+from tests.fakes import MemoryStore
+from tests.simulation.loop import VirtualLoop
+from tests.simulation.processes import Process, Replica, Rival, TickerProcess
+from tests.simulation.world import REFUSED, Fault, World
+
+SESSION_SECONDS = 10.0
+PATIENCE_SECONDS = 1000.0
+"""Of virtual time: a lost tick comes again after a minute, and then after longer."""
+PROCESS_FAULTS = (Fault.CRASH, Fault.RESTART, Fault.STALL, Fault.ZOMBIE, Fault.REBALANCE)
+DATABASE_FAULTS = (Fault.OUTAGE, Fault.REWIND, Fault.CLOCK, Fault.ROW_LOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of a schedule."""
+
+    seed: int
+    verdicts: list[Verdict]
+    struck: Counter[Fault]
+    trace: list[tuple[float, str, str]]
+
+    @property
+    def broken(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if not verdict.holds]
+
+
+def run(seed: int) -> Run:
+    """Plays a schedule to its end and judges it."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(Schedule(seed).play())
+
+
+class Schedule:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.world = World(seed)
+        self.replicas: list[Replica] = []
+        self.others: list[Process] = []
+        self._names = Counter[str]()
+        self._assigning = asyncio.Lock()
+        self._helpers = set[asyncio.Task[None]]()
+        shape = self.world.shape
+        self.traffic = self._traffic(0, poison=0.05 if Fault.POISON in shape.faults else 0.0)
+
+    def _traffic(self, number: int, poison: float = 0.0) -> Traffic:
+        faults = self.world.shape.faults
+        mix = Mix(
+            cold=self.world.shape.conversations,
+            hot=0,
+            hot_share=0,
+            poison=poison,
+            duplicate=0.15 if Fault.DUPLICATE in faults else 0.0,
+            late=0.3 if Fault.LATE in faults else 0.0,
+            ahead=0.1 if Fault.AHEAD in faults else 0.0,
+        )
+        return Traffic(self.world.rng.randrange(2**32) + number, self.world.ledger, mix, self.world.now)
+
+    async def play(self) -> Run:
+        world = self.world
+        with logged(world.tell):
+            await self._chaos()
+            verdicts = safety(world.ledger, world.evidence(), SHORT.policy)
+            await self._heal()
+            at_rest = await self._rest()
+            for process in self.others:
+                process.crash()
+            at_rest = at_rest and await self._rest()
+            for replica in self.replicas:
+                await replica.release()
+        evidence = world.evidence()
+        verdicts += safety(world.ledger, evidence, SHORT.policy)
+        verdicts += liveness(world.ledger, evidence, settled_to=world.now() - timedelta(seconds=1))
+        verdicts.append(Verdict("all comes to rest", 1, () if at_rest else ("not in time",)))
+        verdicts.append(Verdict("nobody fails", len(world.failures), tuple(world.failures)))
+        count_traffic(world.struck, evidence)
+        return Run(self.seed, verdicts, world.struck, world.trace)
+
+    async def _chaos(self) -> None:
+        """Producer, replicas, ticker and rivals at work while faults strike."""
+        shape = self.world.shape
+        self.replicas = [self._replica() for _ in range(shape.replicas)]
+        self.others = [self._ticker()]
+        if Fault.RIVAL in shape.faults:
+            own = [self._traffic(number) for number in range(1, shape.rivals + 1)]
+            self.others += [Rival(self.world, self._name("rival"), traffic, self.traffic) for traffic in own]
+        self._producing = asyncio.create_task(self._produce())
+        self._help(self._rebalance())
+        self._help(self._strike())
+        await asyncio.sleep(shape.chaos_seconds)
+
+    async def _produce(self) -> None:
+        shape, world = self.world.shape, self.world
+        for _ in range(shape.events):
+            await asyncio.sleep(world.rng.expovariate(shape.events / shape.chaos_seconds))
+            if world.strikes(Fault.REFUSED, 0.05):
+                refused = encoded(self._refused())
+                world.ledger.poison[refused] += 1
+                world.append(*refused)
+            else:
+                world.append(*self.traffic.records(1)[0])
+
+    def _refused(self) -> Event:
+        key = self.world.rng.choice(self.traffic.cold)
+        close = self.traffic.event(key, "back-office")
+        return ManualClose(
+            conversation_id=key,
+            source="refused",
+            event_id=close.event_id,
+            at=close.at,
+            status=Status.AGENT_CLOSED,
+            actor=REFUSED,
+        )
+
+    async def _strike(self) -> None:
+        """One fault after the other; they take time, and so overlap."""
+        world = self.world
+        enabled = [fault for fault in (*PROCESS_FAULTS, *DATABASE_FAULTS) if fault in world.shape.faults]
+        acts: dict[Fault, Callable[[], Any]] = {
+            Fault.CRASH: self._crash,
+            Fault.RESTART: self._restart,
+            Fault.STALL: self._stall,
+            Fault.ZOMBIE: self._deafen,
+            Fault.REBALANCE: self._rebalance,
+            Fault.OUTAGE: self._outage,
+            Fault.REWIND: self._rewind,
+            Fault.CLOCK: self._set_the_clock,
+            Fault.ROW_LOCK: self._hold_rows,
+        }
+        while enabled:
+            await asyncio.sleep(world.rng.expovariate(1 / 4))
+            fault = world.rng.choice(enabled)
+            world.struck[fault] += 1
+            world.tell("fault", fault)
+            self._help(acts[fault]())
+
+    def _help(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._helpers.add(task)
+        task.add_done_callback(self._helped)
+
+    def _helped(self, task: asyncio.Task[None]) -> None:
+        self._helpers.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.world.failures.append(f"the schedule itself: {error!r}")
+
+    def _replica(self) -> Replica:
+        return Replica(self.world, self._name("replica"))
+
+    def _ticker(self) -> Process:
+        return TickerProcess(self.world, self._name("ticker"))
+
+    def _name(self, kind: str) -> str:
+        self._names[kind] += 1
+        return f"{kind}-{self._names[kind]}"
+
+    def _living(self) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.alive]
+
+    def _any_replica(self) -> Replica:
+        if not self._living():
+            self.replicas.append(self._replica())
+        return self.world.rng.choice(self._living())
+
+    def _any_process(self) -> Process:
+        return self.world.rng.choice([self._any_replica(), *(other for other in self.others if other.alive)])
+
+    async def _rebalance(self) -> None:
+        """All who hear it give up what they own; then it is dealt anew. The others do not know."""
+        async with self._assigning:
+            await asyncio.sleep(self.world.rng.expovariate(10))
+            members = [replica for replica in self._living() if replica.hears]
+            if not members:
+                self.replicas.append(self._replica())
+                members = self.replicas[-1:]
+            await asyncio.gather(*(member.release() for member in members))
+            members = [replica for replica in members if replica.alive and replica.hears]
+            for number in range(self.world.shape.partitions if members else 0):
+                members[(number + self.seed) % len(members)].assign([number])
+
+    async def _crash(self) -> None:
+        """Its successors wait until its session has ended; a new one starts in its place."""
+        process = self._any_process()
+        process.crash()
+        await self._replace(process)
+
+    async def _replace(self, dead: Process) -> None:
+        await asyncio.sleep(self.world.rng.uniform(0, SESSION_SECONDS))
+        if isinstance(dead, Replica):
+            self.replicas.append(self._replica())
+            await self._rebalance()
+        elif isinstance(dead, TickerProcess):
+            self.others.append(self._ticker())
+
+    async def _restart(self) -> None:
+        """As by SIGTERM: what is still busy at the end of the drain is killed."""
+        replica = self._any_replica()
+        replica.hears = False
+        await replica.release()
+        replica.crash()
+        self.replicas.append(self._replica())
+        await self._rebalance()
+
+    async def _stall(self) -> None:
+        process, seconds = self._any_process(), self.world.rng.uniform(0, 2.5 * SESSION_SECONDS)
+        process.stall()
+        if isinstance(process, Replica) and seconds > SESSION_SECONDS:
+            process.hears = False
+            await asyncio.sleep(SESSION_SECONDS)
+            await self._rebalance()
+            await asyncio.sleep(seconds - SESSION_SECONDS)
+            process.go_on()
+            await self._hear(process)
+        else:
+            await asyncio.sleep(seconds)
+            process.go_on()
+
+    async def _deafen(self) -> None:
+        """Cut off from Kafka, but not from the database: it goes on with what it has."""
+        replica = self._any_replica()
+        replica.hears = False
+        await self._rebalance()
+        await asyncio.sleep(self.world.rng.uniform(0, SESSION_SECONDS))
+        await self._hear(replica)
+
+    async def _hear(self, replica: Replica) -> None:
+        """Back in touch, it learns that what it owned is no longer its own."""
+        await asyncio.sleep(self.world.rng.expovariate(2))
+        await replica.release()
+        replica.hears = True
+        await self._rebalance()
+
+    async def _outage(self) -> None:
+        self.world.outage_until = self.world.time + self.world.rng.uniform(0, 10)
+
+    async def _rewind(self) -> None:
+        self.world.back_up()
+        await asyncio.sleep(self.world.rng.expovariate(1 / 2))
+        self.world.rewind()
+
+    async def _set_the_clock(self) -> None:
+        self.world.skew_seconds += self.world.rng.uniform(-5, 5)
+
+    async def _hold_rows(self) -> None:
+        """An outsider's transaction on some rows."""
+        outsider, world = MemoryStore(self.world.database), self.world
+        with suppress(ConnectionLostError):
+            async with outsider.transaction() as transaction:
+                for key in world.rng.sample(self.traffic.cold, world.rng.randint(1, len(self.traffic.cold))):
+                    await transaction.lock(key, patiently=False)
+                await asyncio.sleep(world.rng.choice((0.05, 0.5, 3)))
+
+    async def _heal(self) -> None:
+        """No more faults: who is dead is replaced, who stalls goes on, who is deaf hears."""
+        self.world.healed = True
+        self.world.tell("fault", "no more faults")
+        for task in self._helpers:
+            task.cancel()
+        await asyncio.gather(*self._helpers, return_exceptions=True)
+        await self._producing
+        for process in (*self.replicas, *self.others):
+            process.go_on()
+        for replica in self._living():
+            await replica.release()
+            replica.hears = True
+        if not any(process.alive and isinstance(process, TickerProcess) for process in self.others):
+            self.others.append(self._ticker())
+        await self._rebalance()
+
+    async def _rest(self) -> bool:
+        """Whether the log was read to its end and every deadline took effect in time."""
+        world = self.world
+        limit = world.time + PATIENCE_SECONDS
+        while world.time < limit:
+            await asyncio.sleep(2)
+            offsets = {place.number: stored.next_offset for place, stored in world.database.offsets.items()}
+            if all(offsets.get(number) == world.end(number) for number in world.log) and not world.database.wake_at:
+                return True
+        return False
+
+
+def count_traffic(struck: Counter[Fault], evidence: Evidence) -> None:
+    """The faults that the producers have put into the log."""
+    seen = set()
+    for record in evidence.log:
+        event = event_in(record)
+        if event is None:
+            struck[Fault.POISON] += 1
+            continue
+        seconds = event.at.timestamp() - record.timestamp / 1000
+        struck[Fault.LATE] += seconds < -0.002
+        struck[Fault.AHEAD] += seconds > 0.002
+        struck[Fault.DUPLICATE] += key_of(event) in seen
+        seen.add(key_of(event))
+
+
+@contextmanager
+def logged(tell: Callable[[str, str], None]) -> Iterator[None]:
+    """What the code under test logs becomes a part of the trace."""
+
+    def processor(_: Any, __: str, entry: Any) -> Any:
+        tell("log line", " ".join(f"{name}={value}" for name, value in entry.items()))
+        raise structlog.DropEvent
+
+    before = structlog.get_config()["processors"]
+    structlog.configure(processors=[processor])
+    try:
+        yield
+    finally:
+        structlog.configure(processors=before)
