@@ -145,7 +145,7 @@ class Metrics:
             self.rebalances.labels(phase)
         for result in ("ok", "error"):
             self.offset_commits.labels(result)
-        for operation in ("load", "save", "locked", "ring"):
+        for operation in ("load", "save", "ring"):
             self.db_transaction.labels(operation)
 
     def _ticker(self) -> None:

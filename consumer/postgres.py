@@ -39,7 +39,7 @@ from consumer.errors import (
     UnavailableError,
 )
 from consumer.metrics import Metrics
-from consumer.service import Decided, EventsById, Lost, Partition, Progress, Snapshot, StoredOffset
+from consumer.service import Decided, EventsById, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
 from consumer.settings import DatabaseSettings
 from consumer.ticker import Alarm
 
@@ -240,25 +240,14 @@ class PostgresStore:
         finally:
             await engine.dispose()
 
-    async def load(self, events: EventsById) -> Snapshot:
-        async with self._measured("load"), self._reading.connect() as connection:
-            return await _load(connection, events)
-
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        try:
-            async with self._transaction("save", progress) as connection:
-                return await _save(connection, decided, progress)
-        except ContentionError as error:
-            if error.reason != "lock":
-                raise
-        async with self._transaction("save", progress) as connection:
-            return await _save_unlocked(connection, decided, progress)
-
     @asynccontextmanager
-    async def locked(self, events: EventsById, progress: Progress | None) -> AsyncIterator["PostgresLockedRows"]:
-        async with self._transaction("locked", progress) as connection:
-            await _execute(connection, _LOCK, list(events))
-            yield PostgresLockedRows(connection, await _load(connection, events), progress)
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking
+    ) -> AsyncIterator["PostgresAttempt"]:
+        async with self._transaction("save", progress) as connection:
+            if locking is Locking.PESSIMISTIC:
+                await _execute(connection, _LOCK, list(events))
+            yield PostgresAttempt(connection, await _load(connection, events), progress, locking)
 
     async def ring(self, limit: int) -> list[Alarm]:
         """See `ticker.Alarms`. Rows that somebody else holds are left to ring again."""
@@ -353,17 +342,20 @@ class PostgresStore:
             self._metrics.db_transaction.labels(operation).observe(time.perf_counter() - started)
 
 
-class PostgresLockedRows:
-    """See `service.LockedRows`."""
+class PostgresAttempt:
+    """See `service.Attempt`."""
 
-    def __init__(self, connection: AsyncConnection, snapshot: Snapshot, progress: Progress | None) -> None:
+    def __init__(
+        self, connection: AsyncConnection, snapshot: Snapshot, progress: Progress | None, locking: Locking
+    ) -> None:
+        self.connection = connection
         self.snapshot = snapshot
-        self._connection = connection
         self._progress = progress
+        self._write = _save_unlocked if locking is Locking.SKIPPING else _save
 
     async def save(self, decided: Decided) -> Lost:
         with classified():
-            return await _save(self._connection, decided, self._progress)
+            return await self._write(self.connection, decided, self._progress)
 
 
 def _pool(engine: AsyncEngine) -> sa.QueuePool:

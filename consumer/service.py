@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import Enum, auto
 from random import Random
 from typing import Protocol
 
@@ -84,29 +85,38 @@ class Decided:
     changes: Sequence[Change]
 
 
-class LockedRows(Protocol):
-    """Conversations read under a row lock: nobody else can win them before the transaction ends."""
+class Locking(Enum):
+    """What a transaction does about rows that somebody else holds."""
+
+    OPTIMISTIC = auto()
+    """Waits for them, but not for long: then it fails as a whole (`ContentionError`)."""
+    SKIPPING = auto()
+    """Counts them as lost."""
+    PESSIMISTIC = auto()
+    """Locks its rows before it reads them: what it has read, nobody else can win."""
+
+
+class Attempt(Protocol):
+    """A transaction that has read, and may write."""
 
     snapshot: Snapshot
 
-    async def save(self, decided: Decided) -> Lost: ...
+    async def save(self, decided: Decided) -> Lost:
+        """Writes every change whose version still stands, and names the others. If there are none, the offset moves."""
 
 
 class Store(Protocol):
-    """What the service needs of a database. Every method may raise `StoreError` and `UnavailableError`."""
+    """What the service needs of a database."""
 
-    async def load(self, events: EventsById) -> Snapshot:
-        """Reads the conversations, *then* which events are known, and now; the archive where an event is older."""
+    def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking
+    ) -> AbstractAsyncContextManager[Attempt]:
+        """A transaction, committed at the end of the block. Raises `StoreError` and `UnavailableError`.
 
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        """Writes, in one transaction, every change whose version still stands; names the others.
-
-        Under the guard of `progress` (`StaleOwnerError`); moves it if nothing was lost. A row lock held by somebody
-        else counts as lost.
+        Under the guard of `progress` (`StaleOwnerError`) it reads the conversations, *then* which events are known, and
+        now; older sessions where an event may belong to one. What was read outside the guard might be of a time that a
+        rewind has undone.
         """
-
-    def locked(self, events: EventsById, progress: Progress | None) -> AbstractAsyncContextManager[LockedRows]:
-        """A transaction that locks the conversations first and reads them second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,31 +277,36 @@ class ConversationService:
                 await self._attempt(batch, part, attempt.retry_state.attempt_number, hold=hold)
 
     async def _attempt(self, batch: Batch, part: Sequence[int], number: int, *, hold: bool) -> None:
-        """One round on fresh state: load, decide, save. Raises `ContentionError` if anything lost its race."""
+        """One round on fresh state. Raises `ContentionError` if anything lost its race."""
         pending = batch.pending(part)
         events = {key: [batch.events[i] for i in positions] for key, positions in pending.items()}
-        progress = batch.step(self._rng.getrandbits(63), hold=hold)
+        locking = Locking.OPTIMISTIC if number <= self._retry.lock_after else Locking.PESSIMISTIC
         async with self._writers:
-            if number <= self._retry.lock_after:
-                decided = self._decide(await self._store.load(events), events)
-                lost = await self._counted(batch, decided, self._store.save(decided, progress))
-            else:
-                decided, lost = await self._locked(batch, events, progress)
-        batch.leave(progress)
+            decided, lost = await self._transact(batch, events, locking, hold=hold)
         self._note_results(batch, pending, decided, lost)
 
-    async def _locked(self, batch: Batch, events: EventsById, progress: Progress | None) -> tuple[Decided, Lost]:
-        """A round under row locks; a lock that is not to be had is a lost race as well."""
+    async def _transact(
+        self, batch: Batch, events: EventsById, locking: Locking, *, hold: bool
+    ) -> tuple[Decided, Lost]:
+        """Reads, decides and writes. One that fails as a whole is an attempt of each of its events."""
+        progress = batch.step(self._rng.getrandbits(63), hold=hold)
         decided: Decided | None = None
         try:
-            async with self._store.locked(events, progress) as rows:
-                self._metrics.lock_escalations.inc(len(events))
-                decided = self._decide(rows.snapshot, events)
-                return decided, await self._counted(batch, decided, rows.save(decided))
+            async with self._store.attempt(events, progress, locking) as attempt:
+                decided = self._decide(attempt.snapshot, events)
+                lost = await attempt.save(decided)
         except ContentionError as error:
-            if decided is None:
-                self._lose(batch, [(change, error.reason) for change, _ in batch.losing])
+            if locking is Locking.OPTIMISTIC and error.reason == "lock":
+                return await self._transact(batch, events, Locking.SKIPPING, hold=hold)
+            losing = decided.changes if decided else [change for change, _ in batch.losing]
+            self._lose(batch, [(change, error.reason) for change in losing])
             raise
+        except (StoreError, UnavailableError):
+            self._metrics.attempted(decided.changes if decided else (), "error")
+            raise
+        self._metrics.lock_escalations.inc(len(events) if locking is Locking.PESSIMISTIC else 0)
+        batch.leave(progress)
+        return decided, lost
 
     def _decide(self, snapshot: Snapshot, events: EventsById) -> Decided:
         changes = [
@@ -305,17 +320,6 @@ class ConversationService:
             for key, of_one in events.items()
         ]
         return Decided(snapshot.now, changes)
-
-    async def _counted(self, batch: Batch, decided: Decided, saving: Awaitable[Lost]) -> Lost:
-        """A save that fails as a whole is an attempt of each of its events."""
-        try:
-            return await saving
-        except ContentionError as error:
-            self._lose(batch, [(change, error.reason) for change in decided.changes])
-            raise
-        except (StoreError, UnavailableError):
-            self._metrics.attempted(decided.changes, "error")
-            raise
 
     def _note_results(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:
         now, seconds = decided.now.timestamp(), time.monotonic() - batch.started

@@ -10,7 +10,7 @@ from functools import partial
 
 from consumer.conversation import Change, Conversation, HistoryRow, Session, Tick, reaches_back
 from consumer.errors import ConnectionLostError, ContentionError, RefusedError, StaleOwnerError, UnavailableError
-from consumer.service import Decided, EventsById, Lost, Partition, Progress, Snapshot, StoredOffset
+from consumer.service import Decided, EventsById, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
 from consumer.ticker import Alarm
 
 LOCK_TIMEOUT_SECONDS = 0.1
@@ -188,22 +188,22 @@ class MemoryStore:
     def offsets(self) -> dict[Partition, StoredOffset]:
         return self.database.offsets
 
-    async def load(self, events: EventsById) -> Snapshot:
+    async def load(self, events: EventsById, transaction: Transaction) -> Snapshot:
         """Three statements, as in PostgreSQL: others may write in between."""
-        await self._statement("load")
+        await transaction.statement("load")
         current = {
             key: Conversation(key, found.version, found.sessions[-1:])
             for key in events
             if (found := self.conversations.get(key))
         }
-        await self._statement("known and now")
+        await transaction.statement("known and now")
         now = self.database.clock()
         known = {key: self._known(key, events) for key in current}
         older = [key for key, conversation in current.items() if reaches_back(conversation, events[key], now)]
         if older:
-            await self._statement("archive")
+            await transaction.statement("archive")
         for key in older:
-            archived = self.conversations[key].sessions[:-1] if key in self.conversations else ()
+            archived = self.conversations[key].sessions[:-1]
             current[key] = replace(current[key], sessions=(*archived, *current[key].sessions))
         return Snapshot(now, current, known)
 
@@ -211,19 +211,19 @@ class MemoryStore:
         asked = {(event.source, event.event_id) for event in events[key] if not isinstance(event, Tick)}
         return frozenset(asked & {(row.source, row.event_id) for row, _ in self.rows.get(key, ())})
 
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        try:
-            async with self.transaction(progress) as transaction:
-                return await transaction.save(decided, progress)
-        except ContentionError:
-            async with self.transaction(progress) as transaction:
-                return await transaction.save(decided, progress, patiently=False)
-
     @asynccontextmanager
-    async def locked(self, events: EventsById, progress: Progress | None) -> AsyncIterator["MemoryLockedRows"]:
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking
+    ) -> AsyncIterator["MemoryAttempt"]:
         async with self.transaction(progress) as transaction:
-            await self.lock(transaction, *(key for key in events if key in self.conversations))
-            yield MemoryLockedRows(transaction, await self.load(events), progress)
+            if locking is Locking.PESSIMISTIC:
+                await self.lock(transaction, *(key for key in events if key in self.conversations))
+            yield MemoryAttempt(self, transaction, await self.load(events, transaction), progress, locking)
+
+    async def save(
+        self, decided: Decided, transaction: Transaction, progress: Progress | None, locking: Locking
+    ) -> Lost:
+        return await transaction.save(decided, progress, patiently=locking is not Locking.SKIPPING)
 
     async def lock(self, transaction: Transaction, *keys: str) -> None:
         """Row locks, taken in order."""
@@ -283,11 +283,20 @@ class MemoryStore:
         return self.rows.get(conversation_id, [])
 
 
-class MemoryLockedRows:
-    def __init__(self, transaction: Transaction, snapshot: Snapshot, progress: Progress | None) -> None:
+class MemoryAttempt:
+    """See `service.Attempt`."""
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        transaction: Transaction,
+        snapshot: Snapshot,
+        progress: Progress | None,
+        locking: Locking,
+    ) -> None:
         self.snapshot = snapshot
-        self._transaction = transaction
-        self._progress = progress
+        self._store = store
+        self._rest = transaction, progress, locking
 
     async def save(self, decided: Decided) -> Lost:
-        return await self._transaction.save(decided, self._progress)
+        return await self._store.save(decided, *self._rest)

@@ -1,12 +1,12 @@
 """Two real writers that decide on the same state: the one comes first, the other finds that it lost."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from consumer.conversation import Event, Outcome
 from consumer.metrics import Metrics, samples, total
-from consumer.service import ConversationService, Decided, EventsById, LockedRows, Lost, Progress, Snapshot, Store
+from consumer.service import Attempt, ConversationService, EventsById, Locking, Progress, Store
 from tests.conftest import opened
 
 
@@ -27,22 +27,16 @@ class RacingStore:
         self._writes_first = writes_first
         self._rounds = 0
 
-    async def load(self, events: EventsById) -> Snapshot:
-        snapshot = await self._store.load(events)
-        self._rounds += 1
-        if self._rounds == 1:
-            await self._race.both_have_read.wait()
-        return snapshot
-
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        if not self._writes_first:
-            await self._race.first_has_written.wait()
-        lost = await self._store.save(decided, progress)
+    @asynccontextmanager
+    async def attempt(self, events: EventsById, progress: Progress | None, locking: Locking) -> AsyncIterator[Attempt]:
+        async with self._store.attempt(events, progress, locking) as attempt:
+            self._rounds += 1
+            if self._rounds == 1:
+                await self._race.both_have_read.wait()
+            if not self._writes_first:
+                await self._race.first_has_written.wait()
+            yield attempt
         self._race.first_has_written.set()
-        return lost
-
-    def locked(self, events: EventsById, progress: Progress | None) -> AbstractAsyncContextManager[LockedRows]:
-        return self._store.locked(events, progress)
 
 
 async def race(

@@ -7,75 +7,78 @@ import asyncio
 import os
 import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from consumer import cli, logs, postgres, settings
 from consumer.conversation import Change, Conversation
-from consumer.postgres import PostgresStore
-from consumer.service import Decided, EventsById, Lost, Progress, Snapshot
+from consumer.errors import UnavailableError
+from consumer.postgres import PostgresAttempt, PostgresStore
+from consumer.service import Decided, EventsById, Locking, Lost, Progress, Snapshot
 
-FREEZE_AT_LOAD = 60
+FREEZE_AT_ATTEMPT = 60
 """By then the log is busy, and will be for as long as the freeze lasts."""
-THAW_SECONDS = 1.0
-"""How long after the thaw a lost write is one that was in hand before it."""
 NO_PRIMARY_KEY = "ALTER TABLE conversation_event DROP CONSTRAINT conversation_event_pkey"
 
 
 class WithoutDeduplication(PostgresStore):
     """Knows no event that was applied before. The primary key must go as well: `NO_PRIMARY_KEY`."""
 
-    async def load(self, events: EventsById) -> Snapshot:
-        return replace(await super().load(events), known={})
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking
+    ) -> AsyncIterator[PostgresAttempt]:
+        async with super().attempt(events, progress, locking) as attempt:
+            attempt.snapshot = replace(attempt.snapshot, known={})
+            yield attempt
 
 
 class WithoutRedeciding(PostgresStore):
     """Writes what lost its race again, without deciding again."""
 
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        return await saved_regardless(super().save, self.load, decided, progress)
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking
+    ) -> AsyncIterator[PostgresAttempt]:
+        async with super().attempt(events, progress, locking) as attempt:
+            save = attempt.save
+
+            async def regardless(decided: Decided) -> Lost:
+                lost = await save(decided)
+                fresh = await postgres._load(attempt.connection, {key: events[key] for key in lost})  # noqa: SLF001
+                return await save(resumed(decided, lost, fresh)) if lost else lost
+
+            attempt.save = regardless  # type: ignore[method-assign]
+            yield attempt
 
 
-async def saved_regardless(
-    save: Callable[[Decided, Progress | None], Awaitable[Lost]],
-    load: Callable[[EventsById], Awaitable[Snapshot]],
-    decided: Decided,
-    progress: Progress | None,
-) -> Lost:
-    """Writes what lost its race under the version of now, as it was decided on the state of then."""
-    lost = await save(decided, progress)
-    if not lost:
-        return lost
+def resumed(decided: Decided, lost: Lost, fresh: Snapshot) -> Decided:
+    """What lost its race under the version of now, as it was decided on the state of then."""
     losers = [change for change in decided.changes if change.after.id in lost]
-    fresh = await load({change.after.id: change.events for change in losers})
-    moved = [_moved(change, fresh.conversations[change.after.id].version) for change in losers]
-    return await save(Decided(fresh.now, moved), progress and replace(progress, mark=progress.next_mark))
+    return Decided(fresh.now, [_moved(change, fresh.conversations[change.after.id].version) for change in losers])
 
 
 class FrozenBeforeWriting(PostgresStore):
-    """Stops its process once, between a load and its write; somebody has to wake it up.
+    """Stops its process once, within a transaction; somebody has to wake it up.
 
-    By then its events are applied by somebody else. Its retry would find that out and move the offset; here that
-    happens at once, before the rebalance can come in between.
+    By then the transaction has been ended, and its events are applied by somebody else. Trying again it finds nothing
+    to write, and moves the offset to where it would have been; here at once, before the rebalance can come in between.
     """
 
-    loads = 0
-    thawed_at = float("-inf")
+    attempts = 0
 
-    async def load(self, events: EventsById) -> Snapshot:
-        snapshot = await super().load(events)
-        FrozenBeforeWriting.loads += bool(events)
-        if FrozenBeforeWriting.loads == FREEZE_AT_LOAD:
-            os.kill(os.getpid(), signal.SIGSTOP)
-            FrozenBeforeWriting.thawed_at = time.monotonic()
-        return snapshot
-
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        lost = await super().save(decided, progress)
-        if lost and time.monotonic() - FrozenBeforeWriting.thawed_at < THAW_SECONDS:
-            return await super().save(Decided(decided.now, ()), progress)
-        return lost
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking
+    ) -> AsyncIterator[PostgresAttempt]:
+        FrozenBeforeWriting.attempts += bool(events)
+        if FrozenBeforeWriting.attempts == FREEZE_AT_ATTEMPT:
+            with suppress(UnavailableError):
+                async with super().attempt(events, progress, locking):
+                    os.kill(os.getpid(), signal.SIGSTOP)
+        async with super().attempt(events, progress, locking) as attempt:
+            yield attempt
 
 
 def _moved(change: Change, version: int) -> Change:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 
 import asyncpg
@@ -10,9 +11,9 @@ import pytest
 from consumer.conversation import Conversation, Event, Outcome, Policy, Status, fold
 from consumer.devstack.database import new_database
 from consumer.devstack.services import Services
-from consumer.errors import StaleOwnerError
+from consumer.errors import ContentionError, StaleOwnerError
 from consumer.postgres import PostgresStore
-from consumer.service import Decided, Partition, Progress, Snapshot, StoredOffset
+from consumer.service import Attempt, Decided, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryStore
@@ -52,12 +53,27 @@ def decide(snapshot: Snapshot, *events: Event) -> Decided:
 
 
 async def load(store: AnyStore, *events: Event) -> Snapshot:
-    return await store.load({event.conversation_id: [event] for event in events})
+    by_id: dict[str, list[Event]] = {}
+    for event in events:
+        by_id.setdefault(event.conversation_id, []).append(event)
+    async with store.attempt(by_id, None, Locking.OPTIMISTIC) as attempt:
+        return attempt.snapshot
+
+
+async def save(
+    store: AnyStore, decided: Decided, progress: Progress | None = None, locking: Locking = Locking.OPTIMISTIC
+) -> Lost:
+    async with store.attempt({}, progress, locking) as attempt:
+        return await attempt.save(decided)
+
+
+def locked(store: AnyStore, *events: Event, progress: Progress | None = None) -> AbstractAsyncContextManager[Attempt]:
+    return store.attempt({event.conversation_id: [event] for event in events}, progress, Locking.PESSIMISTIC)
 
 
 async def write(store: AnyStore, *events: Event) -> None:
     for event in events:
-        assert not await store.save(decide(await load(store, event), event), None)
+        assert not await save(store, decide(await load(store, event), event))
 
 
 async def test_what_was_saved_is_loaded(store: AnyStore) -> None:
@@ -82,7 +98,7 @@ async def test_only_the_ids_asked_for_are_known(store: AnyStore) -> None:
     first, second = message(at=NOW), message(at=NOW)
     await write(store, first, second)
 
-    snapshot = await store.load({"c-1": [second, message()]})
+    snapshot = await load(store, second, message())
 
     assert snapshot.known["c-1"] == {(second.source, second.event_id)}
 
@@ -100,7 +116,7 @@ async def test_a_stale_version_loses_and_writes_nothing(store: AnyStore) -> None
     stale = decide(await load(store, message()), late := message(at=NOW))
     await write(store, message(at=NOW))
 
-    lost = await store.save(stale, None)
+    lost = await save(store, stale)
 
     assert lost == {"c-1": "version"}
     assert late.event_id not in [row.event_id for row, _ in await store.history("c-1")]
@@ -110,16 +126,16 @@ async def test_the_second_creation_loses(store: AnyStore) -> None:
     one = decide(await load(store, message()), message(at=NOW))
     other = decide(await load(store, message()), message(at=NOW))
 
-    assert not await store.save(one, None)
-    assert await store.save(other, None) == {"c-1": "version"}
+    assert not await save(store, one)
+    assert await save(store, other) == {"c-1": "version"}
 
 
 async def test_winners_are_written_beside_losers(store: AnyStore) -> None:
     here, there = message(at=NOW), message(at=NOW, conversation_id="c-2")
-    both = decide(await store.load({"c-1": [here], "c-2": [there]}), here, there)
+    both = decide(await load(store, here, there), here, there)
     await write(store, message(at=NOW))
 
-    lost = await store.save(both, None)
+    lost = await save(store, both)
 
     assert set(lost) == {"c-1"}
     assert [row.event_id for row, _ in await store.history("c-2")] == [there.event_id]
@@ -171,7 +187,7 @@ class TestOffsets:
         await store.create_offset(PLACE, StoredOffset("cluster", 7))
         event = message(at=NOW)
 
-        await store.save(decide(await load(store, event), event), Progress(PLACE, 7, 12))
+        await save(store, decide(await load(store, event), event), Progress(PLACE, 7, 12))
 
         assert await store.stored_offset(PLACE) == StoredOffset("cluster", 12)
 
@@ -180,7 +196,7 @@ class TestOffsets:
         stale = decide(await load(store, message()), message(at=NOW))
         await write(store, message(at=NOW))
 
-        assert await store.save(stale, Progress(PLACE, 7, 12))
+        assert await save(store, stale, Progress(PLACE, 7, 12))
         assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7)
 
     async def test_a_stale_owner_writes_nothing(self, store: AnyStore) -> None:
@@ -189,9 +205,9 @@ class TestOffsets:
         decided = decide(await load(store, event), event)
 
         with pytest.raises(StaleOwnerError):
-            await store.save(decided, Progress(PLACE, 6, 12))
+            await save(store, decided, Progress(PLACE, 6, 12))
         with pytest.raises(StaleOwnerError):
-            async with store.locked({"c-1": [event]}, Progress(PLACE, 6, 12)):
+            async with locked(store, event, progress=Progress(PLACE, 6, 12)):
                 pass
 
         assert await store.conversation("c-1") == ([], 0)
@@ -203,7 +219,7 @@ class TestLockedRows:
         await write(store, message(at=NOW - HOUR))
         event = message(at=NOW)
 
-        async with store.locked({"c-1": [event]}, None) as rows:
+        async with locked(store, event) as rows:
             lost = await rows.save(decide(rows.snapshot, event))
 
         assert not lost
@@ -212,10 +228,12 @@ class TestLockedRows:
     async def test_are_lost_to_others_while_they_are_held(self, store: AnyStore) -> None:
         await write(store, message(at=NOW - HOUR), message(at=NOW - HOUR, conversation_id="c-2"))
         held, free = message(at=NOW), message(at=NOW, conversation_id="c-2")
-        both = decide(await store.load({"c-1": [held], "c-2": [free]}), held, free)
+        both = decide(await load(store, held, free), held, free)
 
-        async with store.locked({"c-1": [held]}, None):
-            lost = await store.save(both, None)
+        async with locked(store, held):
+            with pytest.raises(ContentionError, match="lock"):
+                await save(store, both)
+            lost = await save(store, both, locking=Locking.SKIPPING)
 
         assert lost == {"c-1": "lock"}
         assert (await store.conversation("c-2"))[1] == 2
@@ -226,13 +244,13 @@ class TestLockedRows:
         holding, go_on = asyncio.Event(), asyncio.Event()
 
         async def hold() -> None:
-            async with store.locked({"c-1": [event]}, None) as rows:
+            async with locked(store, event) as rows:
                 holding.set()
                 await go_on.wait()
                 await rows.save(decide(rows.snapshot, event))
 
         async def follow() -> int:
-            async with store.locked({"c-1": [event]}, None) as rows:
+            async with locked(store, event) as rows:
                 return rows.snapshot.conversations["c-1"].version
 
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:

@@ -23,8 +23,17 @@ from consumer.errors import (
     UnavailableError,
 )
 from consumer.metrics import Metrics
-from consumer.postgres import PostgresStore
-from consumer.service import Batch, ConversationService, Partition, Progress, RetryPolicy, StoredOffset
+from consumer.postgres import PostgresAttempt, PostgresStore
+from consumer.service import (
+    Batch,
+    ConversationService,
+    EventsById,
+    Locking,
+    Partition,
+    Progress,
+    RetryPolicy,
+    StoredOffset,
+)
 from tests.builders import HOUR, MINUTE, close, goodbye, message, tick
 from tests.conftest import opened
 from tests.races import counted
@@ -161,7 +170,7 @@ class TestRowLocks:
         async with opened(database, idle_in_transaction_timeout_seconds=0.2) as stalled, opened(database) as successor:
             await stalled.create_offset(PLACE, StoredOffset("cluster", 0))
             with pytest.raises(UnavailableError):
-                async with stalled.locked({"c-1": [message(at=NOW)]}, progress):
+                async with stalled.attempt({"c-1": [message(at=NOW)]}, progress, Locking.PESSIMISTIC):
                     await until_applied(ConversationService(successor), progress)
 
         assert await rows(database, "SELECT next_offset FROM kafka_offset") == [(1,)]
@@ -178,16 +187,20 @@ async def until_applied(service: ConversationService, progress: Progress) -> Non
 
 
 class AlwaysBeaten(PostgresStore):
-    """Another writer comes between every load and its save, but not under a lock."""
+    """Another writer comes between every read and its write, but not under a lock."""
 
     def __init__(self, store: PostgresStore) -> None:
         super().__init__(store._engine)
         self._rival = ConversationService(store)
 
-    async def load(self, events: Any) -> Any:
-        snapshot = await super().load(events)
-        await self._rival.apply([message(at=NOW - MINUTE)])
-        return snapshot
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking
+    ) -> AsyncIterator[PostgresAttempt]:
+        async with super().attempt(events, progress, locking) as attempt:
+            if locking is Locking.OPTIMISTIC:
+                await self._rival.apply([message(at=NOW - MINUTE)])
+            yield attempt
 
 
 class TestRefusedValues:

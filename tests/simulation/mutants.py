@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from consumer import conversation, service, worker
-from consumer.devstack.planted import saved_regardless
-from consumer.service import Decided, Lost, Progress
+from consumer.devstack.planted import resumed
+from consumer.service import Decided, Locking, Lost, Progress
 from tests import fakes
+from tests.fakes import Transaction
 from tests.simulation import processes
 
 
@@ -42,23 +43,33 @@ def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
 class RetryWithoutRedeciding(fakes.MemoryStore):
     """Writes what lost its race again, without deciding again."""
 
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        return await saved_regardless(super().save, self.load, decided, progress)
+    async def save(
+        self, decided: Decided, transaction: Transaction, progress: Progress | None, locking: Locking
+    ) -> Lost:
+        lost = await super().save(decided, transaction, progress, locking)
+        if not lost:
+            return lost
+        fresh = await self.load({c.after.id: c.events for c in decided.changes if c.after.id in lost}, transaction)
+        return await super().save(resumed(decided, lost, fresh), transaction, progress, locking)
 
 
 Plant = Callable[[], AbstractContextManager[None]]
 Worker, Service = worker.PartitionWorker, service.ConversationService
-Transaction, Store = fakes.Transaction, fakes.MemoryStore
-EMPTY_SAVE = "await self._store.save(replace(decided, changes=()), progress)"
-SAVE = "lost = await self._counted(batch, decided, self._store.save(decided, progress))"
+Store = fakes.MemoryStore
+EARLY_OFFSET = """self._store.attempt({}, progress, locking) as attempt:
+            await attempt.save(Decided(attempt.snapshot.now, ()))
+        async with self._store.attempt(events, None, locking) as attempt:"""
 GUARD = "(stored.next_offset, stored.mark) != (progress.start, progress.mark)"
-LOAD, KNOWN = 'await self._statement("load")', "known = {key: self._known(key, events) for key in current}"
+LOAD, KNOWN = 'await transaction.statement("load")', "known = {key: self._known(key, events) for key in current}"
 MUTANTS: dict[str, Plant] = {
     "offsets stored before the effects": partial(
         rewritten,
         Service,
-        "_attempt",
-        (SAVE, f"{EMPTY_SAVE}; {SAVE.replace('progress', 'None')}"),
+        "_transact",
+        (
+            "self._store.attempt(events, progress, locking) as attempt:",
+            EARLY_OFFSET,
+        ),
     ),
     "offset reset to latest": partial(
         rewritten,

@@ -10,9 +10,9 @@ import pytest
 from consumer.conversation import Author, Event, Outcome
 from consumer.errors import ConcurrencyError, ContentionError, DrainingError, InvalidEventError, UnavailableError
 from consumer.metrics import Metrics
-from consumer.service import Batch, ConversationService, Decided, EventsById, Lost, Progress, RetryPolicy, Snapshot
+from consumer.service import Batch, ConversationService, Decided, EventsById, Locking, Lost, RetryPolicy, Snapshot
 from tests.builders import HOUR, MINUTE, close, message, tick
-from tests.fakes import MemoryStore
+from tests.fakes import MemoryStore, Transaction
 from tests.races import counted
 
 NOW = datetime.now(UTC)
@@ -29,22 +29,22 @@ class Recorder:
 
 
 class Rivalled(MemoryStore):
-    """Before the first `times` saves, a rival writes the conversation `c-1`."""
+    """Before the first `times` saves without a lock, a rival writes the conversation `c-1`."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
         self.times = times
         self.loads: list[list[str]] = []
 
-    async def load(self, events: EventsById) -> Snapshot:
+    async def load(self, events: EventsById, transaction: Transaction) -> Snapshot:
         self.loads.append(sorted(events))
-        return await super().load(events)
+        return await super().load(events, transaction)
 
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
-        if self.times:
+    async def save(self, decided: Decided, *rest: Any) -> Lost:
+        if self.times and rest[-1] is not Locking.PESSIMISTIC:
             self.times -= 1
             await ConversationService(MemoryStore(self.database)).apply([message(at=NOW - HOUR)])
-        return await super().save(decided, progress)
+        return await super().save(decided, *rest)
 
 
 def service(store: MemoryStore, sleep: Recorder, metrics: Metrics | None = None, **retry: Any) -> ConversationService:
@@ -175,10 +175,10 @@ class Failing(MemoryStore):
         super().__init__()
         self.errors = list(errors)
 
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+    async def save(self, decided: Decided, *rest: Any) -> Lost:
         if self.errors:
             raise self.errors.pop(0)()
-        return await super().save(decided, progress)
+        return await super().save(decided, *rest)
 
 
 async def test_a_deadlock_is_a_lost_race_of_all_events() -> None:

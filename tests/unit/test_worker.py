@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from consumer.contract import as_record
 from consumer.conversation import Event
@@ -12,7 +13,7 @@ from consumer.errors import PartitionStoppedError, RefusedError, TooSlowError, U
 from consumer.health import Health
 from consumer.metrics import Metrics
 from consumer.records import DeadLetter, Record
-from consumer.service import ConversationService, Decided, Lost, Partition, Progress, StoredOffset
+from consumer.service import ConversationService, Decided, Lost, Partition, StoredOffset
 from consumer.settings import WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.builders import message
@@ -97,9 +98,9 @@ class Troubled(MemoryStore):
         super().__init__()
         self.trouble = trouble
 
-    async def save(self, decided: Decided, progress: Progress | None) -> Lost:
+    async def save(self, decided: Decided, *rest: Any) -> Lost:
         self.trouble(decided)
-        return await super().save(decided, progress)
+        return await super().save(decided, *rest)
 
 
 def encoded(*events: Event) -> list[bytes]:
@@ -180,18 +181,24 @@ async def test_a_database_that_is_too_slow_gets_smaller_batches_and_larger_ones_
     assert max(log.taken[6:]) > 12
 
 
+class Overtaken(MemoryStore):
+    """Another owner moves the offset after it was read for the first time."""
+
+    reads = 0
+
+    async def stored_offset(self, partition: Partition) -> StoredOffset | None:
+        found = await super().stored_offset(partition)
+        if found is not None:
+            self.reads += 1
+            if self.reads == 1:
+                self.offsets[partition] = StoredOffset("cluster", 4)
+        return found
+
+
 async def test_a_stale_owner_goes_on_where_the_database_is() -> None:
     events = [message(at=NOW, conversation_id=f"c-{number}") for number in range(6)]
-    log, store = FakeLog(encoded(*events)), MemoryStore()
-    moved = False
+    log, store = FakeLog(encoded(*events)), Overtaken()
 
-    def move(_: Decided) -> None:
-        nonlocal moved
-        if not moved:
-            moved = True
-            store.offsets[PLACE] = StoredOffset("cluster", 4)
-
-    store = Troubled(move)
     async with worker(log, store, Letters()):
         await log.given_up.wait()
 
