@@ -13,7 +13,7 @@ from consumer.errors import ConnectionLostError, ContentionError, RefusedError, 
 from consumer.service import Decided, EventsById, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
 from consumer.ticker import Alarm
 
-LOCK_TIMEOUT_SECONDS = 0.1
+LOCK_TIMEOUT_SECONDS = 0.02
 Row = str | Partition
 """What can be locked: a conversation, or the offset of a partition."""
 Statement = Callable[[str], Awaitable[None]]
@@ -120,13 +120,18 @@ class Transaction:
 
     async def guard(self, progress: Progress) -> None:
         await self.statement("guard")
+        if not self._stands(progress):
+            raise StaleOwnerError(f"not as it was left at {progress.start}")
         try:
             await self.lock(progress.partition)
         except ContentionError as error:
             raise UnavailableError("another owner holds the partition's offset row") from error
+        if not self._stands(progress):
+            raise StaleOwnerError(f"no longer as it was left at {progress.start}")
+
+    def _stands(self, progress: Progress) -> bool:
         stored = self.database.offsets.get(progress.partition)
-        if stored is None or (stored.next_offset, stored.mark) != (progress.start, progress.mark):
-            raise StaleOwnerError(f"not as it was left at {progress.start}")
+        return stored is not None and (stored.next_offset, stored.mark) == (progress.start, progress.mark)
 
     async def save(self, decided: Decided, progress: Progress | None, *, patiently: bool = True) -> Lost:
         lost: dict[str, str] = {}
@@ -137,9 +142,11 @@ class Transaction:
             key = change.after.id
             if not change.rows:
                 continue
-            if not await self.lock(key, patiently=patiently):
+            if patiently and not self._wins(change):
+                lost[key] = "version"
+            elif not await self.lock(key, patiently=patiently):
                 lost[key] = "lock"
-            elif self.database.version(key) != change.before.version:
+            elif not self._wins(change):
                 lost[key] = "version"
             else:
                 self.stage(partial(self.database.write, change, decided.now))
@@ -147,6 +154,9 @@ class Transaction:
         if progress is not None:
             self.stage(partial(self._advance, progress, progress.start if lost else progress.end))
         return lost
+
+    def _wins(self, change: Change) -> bool:
+        return self.database.version(change.after.id) == change.before.version
 
     def _advance(self, progress: Progress, next_offset: int) -> None:
         stored = self.database.offsets[progress.partition]

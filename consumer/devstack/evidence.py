@@ -24,7 +24,7 @@ OFFSETS = "SELECT topic, partition, next_offset FROM kafka_offset WHERE consumer
 
 async def collect(kafka: KafkaSettings, database: str) -> Evidence:
     """Reads everything: the log and its dead letters, and each conversation with its history."""
-    conversations, histories = await _conversations(database)
+    found, histories = await conversations(database)
     connection = await asyncpg.connect(database)
     try:
         moves = [Move(*row) for row in await connection.fetch(MOVES)]
@@ -33,12 +33,13 @@ async def collect(kafka: KafkaSettings, database: str) -> Evidence:
         await connection.close()
     log = [_record(record) for topic in kafka.topics for record in await read_all(kafka, topic)]
     letters = [_letter(record) for record in await read_all(kafka, kafka.dead_letter_topic)]
-    return Evidence(conversations, histories, log, letters, offsets, moves)
+    return Evidence(found, histories, log, letters, offsets, moves)
 
 
-async def _conversations(database: str) -> tuple[Mapping[str, Conversation], Mapping[str, History]]:
+async def conversations(database: str) -> tuple[Mapping[str, Conversation], Mapping[str, History]]:
+    """Every conversation with all its sessions, and its history."""
     settings = DatabaseSettings(url=SecretStr(database))
-    conversations: dict[str, Conversation] = {}
+    found: dict[str, Conversation] = {}
     histories: dict[str, History] = {}
     connection = await asyncpg.connect(database)
     try:
@@ -49,12 +50,12 @@ async def _conversations(database: str) -> tuple[Mapping[str, Conversation], Map
     async def read(store: PostgresStore) -> None:
         for key in ids:
             sessions, version = await store.conversation(key)
-            conversations[key] = Conversation(key, version, tuple(sessions))
+            found[key] = Conversation(key, version, tuple(sessions))
             histories[key] = await store.history(key)
 
     async with PostgresStore.open(settings) as store:
         await asyncio.gather(*(read(store) for _ in range(settings.writers)))
-    return conversations, histories
+    return found, histories
 
 
 def _record(record: "ConsumerRecord[bytes, bytes]") -> Record:

@@ -59,7 +59,7 @@ Store = fakes.MemoryStore
 EARLY_OFFSET = """self._store.attempt({}, progress, locking) as attempt:
             await attempt.save(Decided(attempt.snapshot.now, ()))
         async with self._store.attempt(events, None, locking) as attempt:"""
-GUARD = "(stored.next_offset, stored.mark) != (progress.start, progress.mark)"
+GUARD = "(stored.next_offset, stored.mark) == (progress.start, progress.mark)"
 LOAD, KNOWN = 'await transaction.statement("load")', "known = {key: self._known(key, events) for key in current}"
 MUTANTS: dict[str, Plant] = {
     "offsets stored before the effects": partial(
@@ -105,11 +105,14 @@ MUTANTS: dict[str, Plant] = {
         rewritten, Transaction, "save", ("progress.start if lost else progress.end", "progress.end")
     ),
     "offset guarded without its mark": partial(
-        rewritten, Transaction, "guard", (GUARD, "stored.next_offset != progress.start")
+        rewritten, Transaction, "_stands", (GUARD, "stored.next_offset == progress.start")
     ),
-    "no offset guard": partial(rewritten, Transaction, "guard", (f"stored is None or {GUARD}", "False")),
+    "no offset guard": partial(rewritten, Transaction, "_stands", (f"stored is not None and {GUARD}", "True")),
     "no version in the WHERE": partial(
-        rewritten, Transaction, "save", ("self.database.version(key) != change.before.version", "False")
+        rewritten,
+        Transaction,
+        "_wins",
+        ("self.database.version(change.after.id) == change.before.version", "True"),
     ),
     "no inbox": partial(rewritten, Store, "_known", ("asked & {", "set() & {")),
     "ids read before rows": partial(
