@@ -7,7 +7,10 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo breaks test lint ci lock schemas image clean
+.PHONY: help install demo test simulate mutation mutmut fuzz lint ci lock schemas docs image clean
+SCHEDULES ?= 10000
+RECORDS ?= 1000000
+SEED ?= 0
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +28,14 @@ $(INSTALLED): requirements-uv.lock requirements-dev.lock pyproject.toml
 demo: install ## real Kafka, real PostgreSQL, rival writers: watch nothing get lost (DEMO=options)
 	$(BIN)/conversation-consumer demo $(DEMO)
 
-breaks: install ## plant a bug at a time into the demo's replicas: its verdict must find each
+test: install ## run all tests on real services
+	$(BIN)/pytest
+
+simulate: install ## play seeded schedules of faults on virtual time (SCHEDULES=10000 SEED=0)
+	$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
+
+mutation: install ## plant a bug at a time, into the simulation and into real replicas: the checker must find each
+	$(BIN)/python -m tests.simulation --mutants
 	@set -e; for bug in version:versions dedup:effect guard:backwards redecide:folds; do \
 		log=$$(mktemp); code=0; printf '%s: ' $${bug%:*}; \
 		$(BIN)/conversation-consumer demo --break $${bug%:*} --events 9000 --seconds 8 > $$log 2>&1 || code=$$?; \
@@ -33,8 +43,11 @@ breaks: install ## plant a bug at a time into the demo's replicas: its verdict m
 		rm $$log; \
 	done
 
-test: install ## run all tests on real services
-	$(BIN)/pytest
+mutmut: install ## change the lifecycle and the service in every small way: the unit tests should notice
+	$(BIN)/python -m tests.mutants
+
+fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL (RECORDS=1000000 SEED=0)
+	$(BIN)/python -m tests.fuzz --records $(RECORDS) --seed $(SEED)
 
 lint: install ## style, types, import directions
 	$(BIN)/ruff check .
@@ -45,7 +58,9 @@ lint: install ## style, types, import directions
 ci: export REQUIRE_KAFKA := 1
 ci: lint ## what a push must pass; anything but real Apache Kafka fails
 	$(MAKE) demo
-	$(MAKE) breaks
+	$(MAKE) simulate
+	$(MAKE) mutation
+	$(MAKE) fuzz RECORDS=50000
 	$(MAKE) test
 
 lock: install ## resolve the locked requirements anew
@@ -55,6 +70,9 @@ lock: install ## resolve the locked requirements anew
 
 schemas: install ## generate schemas/json from the models
 	$(BIN)/python -m schemas
+
+docs: install ## write the parts of the README that follow from the code
+	$(BIN)/python -m consumer.devstack.readme
 
 image: ## build the container image
 	docker build -t conversation-consumer .

@@ -11,7 +11,7 @@ import pytest
 from consumer.conversation import Conversation, Event, Outcome, Policy, Status, fold
 from consumer.devstack.database import new_database
 from consumer.devstack.services import Services
-from consumer.errors import ContentionError, StaleOwnerError
+from consumer.errors import ContentionError, StaleOwnerError, UnavailableError
 from consumer.postgres import PostgresStore
 from consumer.service import Attempt, Decided, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
 from tests.builders import HOUR, MINUTE, close, message, tick
@@ -198,6 +198,26 @@ class TestOffsets:
 
         assert await save(store, stale, Progress(PLACE, 7, 12))
         assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7)
+
+    async def test_each_transaction_leaves_a_mark_that_the_next_must_find(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        nothing = Decided(NOW, ())
+
+        await save(store, nothing, Progress(PLACE, 7, 7, mark=0, next_mark=5))
+        with pytest.raises(StaleOwnerError):
+            await save(store, nothing, Progress(PLACE, 7, 12, mark=0, next_mark=6))
+        await save(store, nothing, Progress(PLACE, 7, 12, mark=5, next_mark=6))
+
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 12, 6)
+
+    async def test_nothing_is_read_before_the_guard_is_held(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        event, progress = message(at=NOW), Progress(PLACE, 7, 12)
+
+        async with store.attempt({"c-1": [event]}, progress, Locking.OPTIMISTIC):
+            with pytest.raises(UnavailableError):
+                async with store.attempt({"c-1": [event]}, progress, Locking.OPTIMISTIC):
+                    pytest.fail("read while somebody else held the guard")
 
     async def test_a_stale_owner_writes_nothing(self, store: AnyStore) -> None:
         await store.create_offset(PLACE, StoredOffset("cluster", 7))

@@ -60,7 +60,7 @@ class Shape:
     writers: int
     pace_seconds: float
     chaos_seconds: float
-    faults: frozenset[Fault]
+    faults: tuple[Fault, ...]
 
     @classmethod
     def of(cls, seed: int) -> "Shape":
@@ -75,7 +75,7 @@ class Shape:
             writers=rng.choice((1, 2, 8)),
             pace_seconds=rng.choice((0.001, 0.01, 0.1)),
             chaos_seconds=rng.uniform(5, 40),
-            faults=frozenset(fault for fault in Fault if rng.random() < 0.5),
+            faults=tuple(fault for fault in Fault if rng.random() < 0.5),
         )
 
 

@@ -8,14 +8,34 @@ from typing import Any
 import pytest
 
 from consumer.conversation import Author, Event, Outcome
-from consumer.errors import ConcurrencyError, ContentionError, DrainingError, InvalidEventError, UnavailableError
+from consumer.errors import (
+    ConcurrencyError,
+    ContentionError,
+    DrainingError,
+    InvalidEventError,
+    StaleOwnerError,
+    UnavailableError,
+)
 from consumer.metrics import Metrics
-from consumer.service import Batch, ConversationService, Decided, EventsById, Locking, Lost, RetryPolicy, Snapshot
+from consumer.service import (
+    Batch,
+    ConversationService,
+    Decided,
+    EventsById,
+    Locking,
+    Lost,
+    Partition,
+    Progress,
+    RetryPolicy,
+    Snapshot,
+    StoredOffset,
+)
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.fakes import MemoryStore, Transaction
 from tests.races import counted
 
 NOW = datetime.now(UTC)
+PLACE = Partition("group", "events", 0)
 
 
 class Recorder:
@@ -166,6 +186,46 @@ async def test_draining_ends_the_backoff_and_leaves_the_batch_resumable() -> Non
 
     await service(store, recorder).consume(batch, recorder)
     assert batch.outcomes == [Outcome.APPLIED, Outcome.APPLIED]
+
+
+async def test_a_rewind_between_two_parts_of_a_batch_is_noticed() -> None:
+    """The offset is the same before and after it, the effects of the first part are not."""
+    store = Rivalled(times=1)
+    store.offsets[PLACE] = StoredOffset("cluster", 0)
+    backup = store.database.copied()
+    batch = Batch([message(at=NOW), message(at=NOW, conversation_id="c-2")], Progress(PLACE, 0, 2))
+
+    async def rewind(_: float) -> None:
+        store.database.restore(backup)
+
+    with pytest.raises(StaleOwnerError):
+        await ConversationService(store).consume(batch, rewind)
+
+    assert store.offsets[PLACE].next_offset == 0
+    assert store.conversations == {}
+
+
+async def test_a_rewind_after_a_commit_without_a_reply_is_noticed() -> None:
+    """Trying again, the events are known; then the database forgets them, and nothing is left to write."""
+    replies = 0
+
+    async def statement(name: str) -> None:
+        nonlocal replies
+        if name == "committed":
+            replies += 1
+            if replies == 1:
+                raise UnavailableError("no reply")
+            store.database.restore(backup)
+
+    store = MemoryStore(statement=statement)
+    store.offsets[PLACE] = StoredOffset("cluster", 0)
+    backup = store.database.copied()
+    batch = Batch([message(at=NOW)], Progress(PLACE, 0, 1))
+
+    with pytest.raises(UnavailableError):
+        await ConversationService(store).consume(batch, Recorder())
+    with pytest.raises(StaleOwnerError):
+        await ConversationService(store).consume(batch, Recorder())
 
 
 class Failing(MemoryStore):

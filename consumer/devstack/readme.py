@@ -1,0 +1,29 @@
+"""The parts of the README that follow from the code: `python -m consumer.devstack.readme` writes them anew."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from consumer import settings
+from consumer.conversation import Policy
+from consumer.devstack import lifecycle
+
+README = Path(__file__).parents[2] / "README.md"
+SECTIONS: dict[str, Callable[[], str]] = {
+    "settings": settings.markdown,
+    "lifecycle": lambda: lifecycle.markdown(lifecycle.survey(lifecycle.explored(Policy()))),
+}
+
+
+def regenerated(text: str) -> str:
+    """`text` with each section between its two comments as the code has it now."""
+    for name, markdown in SECTIONS.items():
+        section = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*(\n<!-- end of {name} -->)", re.DOTALL)
+        if not section.search(text):
+            raise LookupError(f"the README has no section {name}")
+        text = section.sub(lambda match: match[1] + markdown() + match[2], text)  # noqa: B023 - called at once
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(regenerated(README.read_text()))

@@ -1,0 +1,80 @@
+"""The lifecycle, explored without gaps: each status and event, in every order that their times can have."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+from consumer import conversation
+from consumer.conversation import Outcome, Policy, Status, deadlines
+from consumer.devstack.lifecycle import DEPTH, Step, Survey, explored, markdown, survey
+from consumer.devstack.readme import README
+from tests.oracle import decide
+
+POLICY = Policy()
+NOT_OF_APPLY = {Outcome.DUPLICATE, Outcome.DEAD_LETTER}
+
+
+@pytest.fixture(scope="module")
+def found() -> Survey:
+    return survey(agreed(explored(POLICY)))
+
+
+def agreed(steps: Iterable[Step]) -> Iterator[Step]:
+    """Holds each step against the rules written a second time."""
+    for step in steps:
+        assert decide(step.before, step.made, POLICY, step.now) == step.decision
+        for session in step.decision.conversation.sessions:
+            assert (session.closed_at is None) == session.status.is_open
+            assert (session.idle_at, session.expires_at) == deadlines(session.status, session.last_activity_at, POLICY)
+        yield step
+
+
+def test_every_status_can_be_reached_and_left(found: Survey) -> None:
+    assert found.reached == set(Status)
+    assert found.left == set(Status)
+
+
+def test_every_event_has_an_answer_in_every_status(found: Survey) -> None:
+    assert found.missing_cases == set()
+    assert found.outcomes == set(Outcome) - NOT_OF_APPLY
+
+
+def test_the_readme_has_the_lifecycle_as_it_is(found: Survey) -> None:
+    assert markdown(found) in README.read_text()
+
+
+def test_every_line_of_the_rules_is_reached() -> None:
+    """The last arm of a `match` that has them all is the exception."""
+    source = Path(conversation.__file__).read_text().splitlines()
+    seen: set[int] = set()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != conversation.__file__:
+            return None
+        seen.add(frame.f_lineno)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for step in explored(POLICY, DEPTH - 1):
+            conversation.fold(step.before, [step.made, step.made], (), POLICY, step.now)
+            for session in step.before.sessions:
+                deadlines(session.status, session.last_activity_at, POLICY)
+                conversation.reaches_back(step.before, [step.made], step.now)
+    finally:
+        sys.settrace(before)
+
+    missed = {line: source[line - 1].strip() for line in lines_of(conversation) - seen}
+    assert {text for text in missed.values() if "assert_never" not in text and text != "case _:"} == set()
+
+
+def lines_of(module: ModuleType) -> set[int]:
+    """The lines of its functions that do something."""
+    codes = [found.__code__ for found in vars(module).values() if isinstance(found, FunctionType)]
+    own = [code for code in codes if code.co_filename == module.__file__]
+    return {line for code in own for _, _, line in code.co_lines() if line and line > code.co_firstlineno}
