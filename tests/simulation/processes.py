@@ -78,9 +78,10 @@ class Process:
         self.world.trouble_database(what)
 
     def crash(self) -> None:
-        """As by SIGKILL: nothing that it would do next happens."""
+        """As by SIGKILL: nothing that it would do next happens, and the server sees its connections close."""
         self.world.tell(self.name, "CRASHES")
         self.alive = False
+        self._end_transactions()
         for task in self._tasks:
             task.cancel()
 
@@ -92,8 +93,11 @@ class Process:
 
     def _end_idle_transactions(self) -> None:
         if not self._running.is_set():
-            for transaction in self.store.open:
-                transaction.kill()
+            self._end_transactions()
+
+    def _end_transactions(self) -> None:
+        for transaction in self.store.open:
+            transaction.kill()
 
     def go_on(self) -> None:
         self._running.set()
