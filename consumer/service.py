@@ -293,7 +293,7 @@ class ConversationService:
         decided: Decided | None = None
         try:
             async with self._store.attempt(events, progress, locking) as attempt:
-                decided = self._decide(attempt.snapshot, events)
+                decided = decide(attempt.snapshot, events, self._policy)
                 lost = await attempt.save(decided)
         except ContentionError as error:
             if locking is Locking.OPTIMISTIC and error.reason == "lock":
@@ -307,19 +307,6 @@ class ConversationService:
         self._metrics.lock_escalations.inc(len(events) if locking is Locking.PESSIMISTIC else 0)
         batch.leave(progress)
         return decided, lost
-
-    def _decide(self, snapshot: Snapshot, events: EventsById) -> Decided:
-        changes = [
-            fold(
-                snapshot.conversations.get(key) or Conversation(key),
-                of_one,
-                snapshot.known.get(key, frozenset()),
-                self._policy,
-                snapshot.now,
-            )
-            for key, of_one in events.items()
-        ]
-        return Decided(snapshot.now, changes)
 
     def _note_results(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:
         now, seconds = decided.now.timestamp(), time.monotonic() - batch.started
@@ -345,3 +332,18 @@ class ConversationService:
         seconds = state.next_action.sleep if state.next_action else 0.0
         for change, reason in batch.losing:
             self._metrics.retried(change, reason, seconds)
+
+
+def decide(snapshot: Snapshot, events: EventsById, policy: Policy) -> Decided:
+    """What `events` do to the conversations as the store knows them."""
+    changes = [
+        fold(
+            snapshot.conversations.get(key) or Conversation(key),
+            of_one,
+            snapshot.known.get(key, frozenset()),
+            policy,
+            snapshot.now,
+        )
+        for key, of_one in events.items()
+    ]
+    return Decided(snapshot.now, changes)

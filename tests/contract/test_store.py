@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
+from consumer import service
 from consumer.conversation import Conversation, Event, Outcome, Policy, Status, fold
 from consumer.devstack.database import new_database
 from consumer.devstack.services import Services
@@ -33,30 +34,19 @@ async def store(request: pytest.FixtureRequest, stack: Services, template: str) 
             yield postgres
 
 
-def decide(snapshot: Snapshot, *events: Event) -> Decided:
-    by_id: dict[str, list[Event]] = {}
+def by_id(*events: Event) -> dict[str, list[Event]]:
+    grouped: dict[str, list[Event]] = {}
     for event in events:
-        by_id.setdefault(event.conversation_id, []).append(event)
-    return Decided(
-        snapshot.now,
-        [
-            fold(
-                snapshot.conversations.get(key, Conversation(key)),
-                some,
-                snapshot.known.get(key, frozenset()),
-                Policy(),
-                snapshot.now,
-            )
-            for key, some in by_id.items()
-        ],
-    )
+        grouped.setdefault(event.conversation_id, []).append(event)
+    return grouped
+
+
+def decide(snapshot: Snapshot, *events: Event) -> Decided:
+    return service.decide(snapshot, by_id(*events), Policy())
 
 
 async def load(store: AnyStore, *events: Event) -> Snapshot:
-    by_id: dict[str, list[Event]] = {}
-    for event in events:
-        by_id.setdefault(event.conversation_id, []).append(event)
-    async with store.attempt(by_id, None, Locking.OPTIMISTIC) as attempt:
+    async with store.attempt(by_id(*events), None, Locking.OPTIMISTIC) as attempt:
         return attempt.snapshot
 
 
@@ -68,7 +58,7 @@ async def save(
 
 
 def locked(store: AnyStore, *events: Event, progress: Progress | None = None) -> AbstractAsyncContextManager[Attempt]:
-    return store.attempt({event.conversation_id: [event] for event in events}, progress, Locking.PESSIMISTIC)
+    return store.attempt(by_id(*events), progress, Locking.PESSIMISTIC)
 
 
 async def write(store: AnyStore, *events: Event) -> None:

@@ -15,11 +15,11 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from consumer.conversation import Author, Conversation, Event, Intent, Policy, Status, fold
+from consumer.conversation import Author, Conversation, Event, Intent, Policy, Status
 from consumer.devstack.database import execute
 from consumer.errors import ConsumerError
 from consumer.postgres import PostgresStore
-from consumer.service import Attempt, Decided, Locking, Partition, Progress, Snapshot, StoredOffset
+from consumer.service import Attempt, Locking, Partition, Progress, Snapshot, StoredOffset, decide
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryDatabase, MemoryStore
@@ -155,7 +155,7 @@ class Machine(RuleBasedStateMachine):
         course = self.open[writer]
         if not course.events:
             return
-        decided = decide(course.attempts[0].snapshot, course.events)
+        decided = decide(course.attempts[0].snapshot, course.events, Policy())
         course.events = {}
         one, other = [await tried(attempt.save(decided)) for attempt in course.attempts]
         assert one == other
@@ -205,22 +205,6 @@ async def tried(work: Any) -> Any:
 def known(snapshot: Snapshot) -> tuple[dict[str, Conversation], dict[str, frozenset[tuple[str, str]]]]:
     """What both worlds must have read alike: where nothing is known, one may say so and the other not."""
     return dict(snapshot.conversations), {key: ids for key, ids in snapshot.known.items() if ids}
-
-
-def decide(snapshot: Snapshot, events: dict[str, list[Event]]) -> Decided:
-    return Decided(
-        snapshot.now,
-        [
-            fold(
-                snapshot.conversations.get(key, Conversation(key)),
-                of_one,
-                snapshot.known.get(key, frozenset()),
-                Policy(),
-                snapshot.now,
-            )
-            for key, of_one in events.items()
-        ],
-    )
 
 
 def test_postgresql_and_its_stand_in_take_the_same_course(database: str) -> None:

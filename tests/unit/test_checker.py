@@ -1,11 +1,19 @@
 """The checker's own parts, on histories that are known."""
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
+import pytest
+
+from consumer.contract import encoded
 from consumer.conversation import Author, Conversation, Event, HistoryRow, Policy, Status, fold
-from consumer.devstack.checker import Verdict, story
+from consumer.devstack.checker import Evidence, Ledger, Letter, Move, Verdict, liveness, safety, story
 from consumer.devstack.duels import RACES, duel, held, one_came_first
 from consumer.devstack.replay import replay
+from consumer.records import Record
 from tests.builders import HOUR, SECOND, T0, close, message, tick
 
 POLICY = Policy()
@@ -25,6 +33,82 @@ def test_a_violation_is_told_as_the_conversations_story() -> None:
 def test_a_verdict_holds_without_violations_only() -> None:
     assert Verdict("nothing is wrong", 3, ()).holds
     assert not Verdict("something is", 3, ("c-1",)).holds
+
+
+EVENTS: list[Event] = [message(at=T0), close(Status.AGENT_CLOSED, T0 + HOUR), close(Status.FAILED, T0 + 2 * HOUR)]
+CHANGE = fold(Conversation("c-1"), EVENTS, (), POLICY, NOW)
+HISTORY = [(row, NOW) for row in CHANGE.rows]
+POISON = Record("events", 0, 3, 0, b"c-1", b"not json")
+LOG = [*(Record("events", 0, n, 0, *encoded(event)) for n, event in enumerate(EVENTS)), POISON]
+LETTER = Letter("events", 0, 3, b"c-1", b"not json")
+GOOD = Evidence({"c-1": CHANGE.after}, {"c-1": HISTORY}, LOG, [LETTER], {("events", 0): 4}, [Move("events", 0, 0, 4)])
+
+
+def ledger() -> Ledger:
+    made = Ledger(poison=Counter({(POISON.key, POISON.value): 1}))
+    for event in EVENTS:
+        made.note(event)
+    return made
+
+
+def broken(evidence: Evidence, sent: Ledger | None = None) -> set[str]:
+    verdicts = [*safety(sent or ledger(), evidence, POLICY), *liveness(sent or ledger(), evidence, NOW)]
+    return {verdict.invariant for verdict in verdicts if not verdict.holds}
+
+
+def with_session(**changes: Any) -> Mapping[str, Conversation]:
+    after = CHANGE.after
+    return {"c-1": Conversation("c-1", after.version, (replace(after.sessions[0], **changes),))}
+
+
+CLOSED_EARLY = with_session(closed_at=T0 - HOUR)
+OTHER_ORDER = [replace(LOG[1], offset=0), replace(LOG[0], offset=1), *LOG[2:]]
+
+
+def test_a_run_without_a_mistake_breaks_nothing() -> None:
+    assert broken(GOOD) == set()
+
+
+@pytest.mark.parametrize(
+    ("invariant", "evidence"),
+    [
+        ("one effect per event", replace(GOOD, histories={"c-1": [*HISTORY, HISTORY[0]]})),
+        ("versions 1..V without gap or repeat", replace(GOOD, histories={"c-1": HISTORY[1:]})),
+        ("the history folds to the rows", replace(GOOD, conversations=with_session(user_messages=7))),
+        ("no session is closed before its user's last message", replace(GOOD, conversations=CLOSED_EARLY)),
+        ("dead letters are poison, byte for byte", replace(GOOD, letters=[replace(LETTER, value=b"not  json")])),
+        ("dead letters are poison, byte for byte", replace(GOOD, letters=[LETTER, replace(LETTER, offset=2)])),
+        ("nothing before a stored offset is skipped", replace(GOOD, letters=[])),
+        ("nothing before a stored offset is skipped", replace(GOOD, histories={})),
+        ("applied in the order of the log", replace(GOOD, log=OTHER_ORDER)),
+        ("offsets never move backwards", replace(GOOD, moves=[Move("events", 0, 4, 2)])),
+        ("no event lost", replace(GOOD, histories={})),
+        ("all poison is in dead letters", replace(GOOD, letters=[])),
+        ("offsets at the end of the log", replace(GOOD, offsets={("events", 0): 3})),
+        ("no deadline without effect", replace(GOOD, conversations=with_session(expires_at=NOW - HOUR))),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_mistake_breaks_its_invariant(invariant: str, evidence: Evidence) -> None:
+    assert invariant in broken(evidence)
+
+
+def test_an_event_that_nobody_sent_is_noticed() -> None:
+    assert "no event that nobody sent" in broken(GOOD, Ledger())
+
+
+def test_a_reclassification_that_ranks_no_higher_is_noticed() -> None:
+    row = replace(CHANGE.rows[-1], from_status=Status.FAILED)
+    assert "a closing yields to a higher one only" in broken(
+        replace(GOOD, histories={"c-1": [*HISTORY[:-1], (row, NOW)]})
+    )
+
+
+def test_a_second_open_session_is_noticed() -> None:
+    first = replace(CHANGE.after.sessions[0], status=Status.PENDING, closed_at=None)
+    both = Conversation("c-1", 3, (first, replace(first, number=2)))
+
+    assert "only the last session may be open" in broken(replace(GOOD, conversations={"c-1": both}))
 
 
 def test_a_history_that_was_tampered_with_no_longer_folds_to_the_rows() -> None:

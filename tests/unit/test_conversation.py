@@ -19,6 +19,7 @@ from consumer.conversation import (
     apply,
     deadlines,
     fold,
+    reaches_back,
 )
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, goodbye, message, tick
 
@@ -55,6 +56,7 @@ IDLE = play(message(at=T0), message(Author.AGENT, T0 + MINUTE), tick(T0 + HOUR))
 EXPIRED = play(message(at=T0), tick(T0 + 49 * HOUR))
 CLOSED_AT = T0 + 10 * MINUTE
 CLOSED = play(message(at=T0), close(Status.AGENT_CLOSED, CLOSED_AT))
+TWO = play(message(at=T0), close(Status.AGENT_CLOSED, CLOSED_AT), message(at=T0 + HOUR))
 
 
 class TestDeadlines:
@@ -492,3 +494,113 @@ class TestFold:
         change = fold(PENDING, [message(at=T0 + MINUTE), message(Author.AGENT, T0 + MINUTE)], (), POLICY, LONG_AFTER)
 
         assert [row.is_transition for row in change.rows] == [False, True]
+
+
+def test_a_message_at_the_moment_a_session_opened_belongs_to_it() -> None:
+    decision = decide(TWO, message(at=T0 + HOUR))
+
+    assert (decision.outcome, decision.rows[0].session) == (Outcome.APPLIED, 2)
+
+
+def test_an_events_own_row_carries_the_events_fields() -> None:
+    event = close(Status.SUPPORT_CLOSED, T0 + MINUTE, source="desk", actor="support-9", reason="spam")
+
+    (row,) = decide(PENDING, event).rows
+
+    assert (row.conversation_id, row.source, row.event_id) == ("c-1", "desk", event.event_id)
+    assert (row.actor, row.reason) == ("support-9", "spam")
+
+
+def test_a_caused_row_names_its_conversation_session_and_outcome() -> None:
+    idled, expired, _ = decide(PROGRESS, message(at=T0 + 3 * DAY)).rows
+
+    for row in (idled, expired):
+        assert (row.conversation_id, row.session, row.outcome) == ("c-1", 1, Outcome.APPLIED)
+
+
+def test_a_close_that_splits_is_applied() -> None:
+    before = play(message(at=T0), message(at=T0 + 10 * MINUTE))
+
+    assert decide(before, close(at=T0 + 5 * MINUTE)).outcome is Outcome.APPLIED
+
+
+def test_a_message_that_opens_the_next_session_is_applied() -> None:
+    decision = decide(CLOSED, message(at=CLOSED_AT + SECOND))
+
+    assert decision.outcome is decision.rows[0].outcome is Outcome.APPLIED
+
+
+def test_what_follows_a_duplicate_is_still_applied() -> None:
+    first, other = message(at=T0), message(at=T0 + MINUTE)
+
+    change = fold(Conversation("c-1"), [first, first, other], (), POLICY, LONG_AFTER)
+
+    assert change.outcomes == (Outcome.APPLIED, Outcome.DUPLICATE, Outcome.APPLIED)
+
+
+def test_each_event_beyond_the_tolerance_is_counted_and_none_within_it() -> None:
+    ahead = [message(at=T0 + after) for after in (0 * SECOND, 5 * SECOND, 6 * SECOND, HOUR)]
+
+    assert fold(Conversation("c-1"), ahead, (), POLICY, T0).clamped == 2
+    assert fold(Conversation("c-1"), ahead[2:] + ahead[:1], (), POLICY, T0).clamped == 2
+
+
+def test_a_message_as_old_as_the_last_activity_does_not_resume_an_idle_session() -> None:
+    session = session_of(decide(IDLE, message(at=current(IDLE).last_activity_at)))
+
+    assert session.status is Status.IDLE_TIMEOUT
+
+
+def test_an_agents_older_message_does_not_move_the_last_one_back() -> None:
+    before = play(message(at=T0), message(Author.AGENT, T0 + 2 * MINUTE))
+
+    session = session_of(decide(before, message(Author.AGENT, T0 + MINUTE)))
+
+    assert (session.last_agent_message_at, session.agent_messages) == (T0 + 2 * MINUTE, 2)
+
+
+def test_stored_deadlines_survive_an_older_message_under_another_policy() -> None:
+    before = play(message(at=T0), message(at=T0 + HOUR))
+
+    decision = apply(before, message(at=T0 + MINUTE), Policy(pending_ttl=HOUR), LONG_AFTER)
+
+    assert session_of(decision).expires_at == T0 + 49 * HOUR
+
+
+@pytest.mark.parametrize("close_after", [MINUTE, 5 * MINUTE], ids=["at the acceptance", "later"])
+def test_what_was_answered_before_the_close_stays_accepted(close_after: Any) -> None:
+    before = play(message(at=T0), message(Author.SUPPORT, T0 + MINUTE), message(at=T0 + 10 * MINUTE))
+
+    closed, opened = decide(before, close(at=T0 + close_after)).conversation.sessions
+
+    assert (closed.accepted_at, closed.accepted_by) == (T0 + MINUTE, Author.SUPPORT)
+    assert (closed.agent_messages, closed.last_agent_message_at) == (1, T0 + MINUTE)
+    assert (opened.status, opened.last_user_message_at) == (Status.PENDING, T0 + 10 * MINUTE)
+    assert (opened.accepted_at, opened.accepted_by) == (None, None)
+    assert (opened.agent_messages, opened.last_agent_message_at) == (0, None)
+
+
+def test_the_answer_taken_along_leaves_nothing_of_itself_behind() -> None:
+    before = play(message(at=T0 + 10 * MINUTE), message(Author.SUPPORT, T0 + 11 * MINUTE))
+
+    closed, opened = decide(before, close(at=T0 + 5 * MINUTE)).conversation.sessions
+
+    assert (closed.accepted_at, closed.accepted_by) == (None, None)
+    assert (opened.last_user_message_at, opened.last_agent_message_at) == (T0 + 10 * MINUTE, T0 + 11 * MINUTE)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "at", "now", "reaches"),
+    [
+        (PENDING, T0 - MINUTE, T0, False),
+        (PENDING, T0, T0 - MINUTE, False),
+        (TWO, T0 + HOUR, T0 + HOUR, False),
+        (TWO, T0 + HOUR - SECOND, T0 + DAY, True),
+        (TWO, T0 + DAY, T0 + HOUR - SECOND, True),
+    ],
+    ids=["no older one", "no older one, clock ran back", "as it opened", "event before it", "clock ran back"],
+)
+def test_older_sessions_are_taken_where_an_event_may_belong_to_one(
+    conversation: Conversation, at: datetime, now: datetime, reaches: bool
+) -> None:
+    assert reaches_back(conversation, [message(at=T0 + DAY), message(at=at)], now) is reaches

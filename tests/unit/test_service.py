@@ -1,6 +1,7 @@
 """Retrying: only losers, on fresh state, with full jitter, within a budget, then under a lock."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
@@ -13,6 +14,7 @@ from consumer.errors import (
     ContentionError,
     DrainingError,
     InvalidEventError,
+    RefusedError,
     StaleOwnerError,
     UnavailableError,
 )
@@ -31,7 +33,7 @@ from consumer.service import (
     StoredOffset,
 )
 from tests.builders import HOUR, MINUTE, close, message, tick
-from tests.fakes import MemoryStore, Transaction
+from tests.fakes import MemoryDatabase, MemoryStore, Transaction
 from tests.races import counted
 
 NOW = datetime.now(UTC)
@@ -279,3 +281,175 @@ async def test_a_library_caller_is_held_to_the_contract(changes: dict[str, Any])
         await service(store, Recorder()).apply([message(at=NOW), message(**{"at": NOW, **changes})])
 
     assert store.conversations == {}
+
+
+def refusing() -> MemoryDatabase:
+    """Takes no event `refused`."""
+    return MemoryDatabase(refuses=lambda row: row.event_id == "refused")
+
+
+def at_start(database: MemoryDatabase | None = None) -> MemoryStore:
+    store = MemoryStore(database)
+    store.offsets[PLACE] = StoredOffset("cluster", 0)
+    return store
+
+
+@pytest.mark.parametrize("topic", ["direct", "events"])
+async def test_outcomes_are_counted_under_the_batchs_topic(topic: str) -> None:
+    metrics = Metrics(["events"])
+    subject = service(MemoryStore(), Recorder(), metrics)
+
+    if topic == "direct":
+        await subject.apply([message(at=NOW)])
+    else:
+        await subject.consume(Batch([message(at=NOW)], topic=topic), Recorder())
+
+    assert counted(metrics, "conversation_events_total", topic=topic, outcome="applied") == 1
+    assert counted(metrics, "conversation_events_total") == 1
+
+
+async def test_an_event_that_was_applied_before_is_a_duplicate() -> None:
+    subject, event = service(MemoryStore(), Recorder()), message(at=NOW)
+
+    assert await subject.apply([event]) == [Outcome.APPLIED]
+    assert await subject.apply([event]) == [Outcome.DUPLICATE]
+
+
+async def test_at_most_eight_writes_run_at_once() -> None:
+    class Crowded(MemoryStore):
+        running = most = 0
+
+        async def save(self, *args: Any) -> Lost:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0)
+            self.running -= 1
+            return await super().save(*args)
+
+    store = Crowded()
+    subject = ConversationService(store)
+
+    await asyncio.gather(*(subject.apply([message(at=NOW, conversation_id=f"c-{n}")]) for n in range(20)))
+
+    assert store.most == 8
+
+
+async def test_the_error_of_a_used_up_budget_tells_attempts_and_reason() -> None:
+    with pytest.raises(ConcurrencyError, match="after 4 attempts") as caught:
+        await service(Rivalled(times=99), Recorder(), attempts=4, lock_after=9).apply([message(at=NOW)])
+
+    assert isinstance(caught.value.__cause__, ContentionError)
+    assert caught.value.__cause__.reason == "version"
+
+
+async def test_a_library_caller_learns_which_events_are_refused() -> None:
+    store = MemoryStore(refusing())
+
+    with pytest.raises(RefusedError, match="'whatsapp:1', 'refused'") as caught:
+        await service(store, Recorder()).apply(
+            [message(at=NOW), message(at=NOW, conversation_id="c-2", event_id="refused")]
+        )
+
+    assert caught.value.__cause__ is None
+    assert list(store.conversations) == ["c-1"]
+
+
+async def test_a_conversation_contended_while_refused_events_are_isolated_is_reported() -> None:
+    store = Rivalled(times=99)
+    store.database.refuses = refusing().refuses
+    events = [message(at=NOW - MINUTE), message(at=NOW, conversation_id="c-2"), message(at=NOW, event_id="refused")]
+
+    with pytest.raises(ConcurrencyError) as caught:
+        await service(store, Recorder(), attempts=2, lock_after=9).apply(events)
+
+    assert caught.value.conversation_ids == {"c-1"}
+    assert "c-2" in store.conversations
+
+
+async def test_refused_events_hold_the_offset_until_they_are_buried() -> None:
+    store = at_start(refusing())
+    batch = Batch([message(at=NOW), message(at=NOW, conversation_id="c-2", event_id="refused")], Progress(PLACE, 0, 2))
+
+    await service(store, Recorder()).consume(batch, Recorder())
+    assert (batch.outcomes, store.offsets[PLACE].next_offset) == ([Outcome.APPLIED, Outcome.DEAD_LETTER], 0)
+
+    batch.buried = True
+    await service(store, Recorder()).consume(batch, Recorder())
+    assert store.offsets[PLACE].next_offset == 2
+
+
+class Locked(MemoryStore):
+    """Somebody holds the row for the first optimistic write of `c-1` alone, and lets go right after."""
+
+    failures = 1
+
+    async def save(self, decided: Decided, *rest: Any) -> Lost:
+        if self.failures and [change.after.id for change in decided.changes] == ["c-1"]:
+            self.failures -= 1
+            raise ContentionError("lock")
+        return await super().save(decided, *rest)
+
+
+async def test_refused_events_hold_the_offset_even_if_a_lock_got_in_between() -> None:
+    store = Locked(refusing())
+    store.offsets[PLACE] = StoredOffset("cluster", 0)
+    batch = Batch([message(at=NOW), message(at=NOW, conversation_id="c-2", event_id="refused")], Progress(PLACE, 0, 2))
+
+    await service(store, Recorder()).consume(batch, Recorder())
+
+    assert store.failures == 0
+    assert (batch.outcomes, store.offsets[PLACE].next_offset) == ([Outcome.APPLIED, Outcome.DEAD_LETTER], 0)
+
+
+async def test_a_row_that_somebody_holds_costs_its_neighbours_nothing() -> None:
+    store, metrics = MemoryStore(), Metrics()
+    await service(store, Recorder()).apply([message(at=NOW - HOUR)])
+    events: Sequence[Event] = [message(at=NOW), message(at=NOW, conversation_id="c-2")]
+
+    async with MemoryStore(store.database).transaction() as holder:
+        await holder.lock("c-1")
+        with pytest.raises(ConcurrencyError) as caught:
+            await service(store, Recorder(), metrics, attempts=1).apply(events)
+
+    assert caught.value.conversation_ids == {"c-1"}
+    assert "c-2" in store.conversations
+    assert counted(metrics, "conversation_write_attempts_total", result="conflict") == 1
+
+
+async def test_a_lock_that_is_not_to_be_had_is_tried_again() -> None:
+    store, metrics = MemoryStore(), Metrics()
+    await service(store, Recorder()).apply([message(at=NOW - HOUR)])
+    holder = MemoryStore(store.database).transaction()
+    await (await holder.__aenter__()).lock("c-1")
+
+    async def until_it_is_free(_: float) -> None:
+        await holder.__aexit__(None, None, None)
+
+    retry = RetryPolicy(lock_after=0)
+    subject = ConversationService(store, retry=retry, metrics=metrics, sleep=until_it_is_free)
+
+    assert await subject.apply([message(at=NOW)]) == [Outcome.APPLIED]
+
+
+async def test_every_transaction_leaves_a_mark_of_its_own() -> None:
+    store, marks = at_start(), []
+    subject = service(store, Recorder())
+
+    for offset in range(3):
+        batch = Batch([message(at=NOW)], Progress(PLACE, offset, offset + 1, store.offsets[PLACE].mark))
+        await subject.consume(batch, Recorder())
+        marks.append(store.offsets[PLACE].mark)
+
+    assert len({0, *marks}) == 4
+
+
+async def test_a_mark_fits_into_a_bigint() -> None:
+    class Ones(Random):
+        def getrandbits(self, k: int, /) -> int:
+            return (1 << k) - 1
+
+    store = at_start()
+
+    await ConversationService(store, rng=Ones()).consume(Batch([message(at=NOW)], Progress(PLACE, 0, 1)), Recorder())
+
+    assert store.offsets[PLACE].mark == 2**63 - 1
