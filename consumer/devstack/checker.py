@@ -250,7 +250,7 @@ def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence) -> Verdict:
     first_seen: dict[tuple[Place, str], list[Key]] = {}
     for record in sorted(evidence.log, key=lambda record: record.offset):
         event = event_in(record)
-        if event is None or (key := key_of(event)) not in versions or key in elsewhere:
+        if event is None or isinstance(event, Tick) or (key := key_of(event)) not in versions or key in elsewhere:
             continue
         place = record.topic, record.partition
         if place not in places.setdefault(key, set()):

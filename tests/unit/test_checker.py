@@ -93,6 +93,15 @@ def test_each_mistake_breaks_its_invariant(invariant: str, evidence: Evidence) -
     assert invariant in broken(evidence)
 
 
+def test_a_tick_has_no_place_in_the_order_whatever_its_id() -> None:
+    """Ticks have no identity: one may carry the id of an event that comes after it."""
+    early = tick(T0, source=EVENTS[2].source, event_id=EVENTS[2].event_id)
+    log = [Record("events", 0, 0, 0, *encoded(early)), *(replace(r, offset=r.offset + 1) for r in LOG)]
+    letters = [replace(LETTER, offset=4)]
+
+    assert broken(replace(GOOD, log=log, letters=letters, offsets={("events", 0): 5})) == set()
+
+
 def test_an_event_that_nobody_sent_is_noticed() -> None:
     assert "no event that nobody sent" in broken(GOOD, Ledger())
 
