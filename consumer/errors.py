@@ -86,4 +86,4 @@ class RefusedError(StoreError):
 
 
 class StaleOwnerError(StoreError):
-    """The guard found another `next_offset`: a newer owner has moved it, or the database was rewound."""
+    """The guard found another offset or mark: a newer owner has moved it, or the database was rewound."""

@@ -112,20 +112,26 @@ class AssignedPartition:
             self._client.seek(self._tp, offset)
             self._client.resume(self._tp)
 
-    async def take(self, limit: int) -> Sequence[Record]:
+    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
         self._paused = False
-        while not (self._buffer or self._failed or self._given_up.is_set()):
+        if not (self._buffer or self._failed or self._given_up.is_set()):
             self._news.clear()
-            await self._news.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), seconds)
         if self._given_up.is_set():
             return ()
         if not self._buffer and self._failed:
             raise PartitionStoppedError(self._failed)
+        if not self._buffer:
+            return ()
         taken = self._buffer[:limit]
         del self._buffer[:limit]
         self._buffered_bytes -= sum(map(_size, taken))
         self._oldest = taken[0].timestamp
         return taken
+
+    def is_given_up(self) -> bool:
+        return self._given_up.is_set()
 
     def applied(self, next_offset: int) -> None:
         self.next_offset = next_offset

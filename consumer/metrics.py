@@ -129,7 +129,7 @@ class Metrics:
         )
         self.db_transaction = Histogram(
             "conversation_db_transaction_seconds",
-            "Database time of a batch.",
+            "Duration of a transaction or a read.",
             ["operation"],
             buckets=LATENCY_BUCKETS,
             registry=reg,

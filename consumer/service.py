@@ -93,7 +93,8 @@ class Locking(Enum):
     SKIPPING = auto()
     """Counts them as lost."""
     PESSIMISTIC = auto()
-    """Locks its rows before it reads them: what it has read, nobody else can win."""
+    """Locks its rows before it reads them: what it has read, nobody else can win. A row that is yet to be made cannot
+    be locked."""
 
 
 class Attempt(Protocol):
@@ -102,7 +103,8 @@ class Attempt(Protocol):
     snapshot: Snapshot
 
     async def save(self, decided: Decided) -> Lost:
-        """Writes every change whose version still stands, and names the others. If there are none, the offset moves."""
+        """Writes every change whose version still stands, and names the others. If there are none, the offset moves
+        as far as `Progress` says."""
 
 
 class Store(Protocol):
@@ -190,7 +192,7 @@ class ConversationService:
         sleep: Sleep = asyncio.sleep,
         rng: Random | None = None,
     ) -> None:
-        """`writers` bounds concurrent writes; give the store a connection pool one larger."""
+        """`writers` bounds concurrent attempts; give the store a connection pool one larger."""
         self._store = store
         self._policy = policy or Policy()
         self._retry = retry or RetryPolicy()
@@ -203,8 +205,8 @@ class ConversationService:
     async def apply(self, events: Sequence[Event]) -> list[Outcome]:
         """Applies `events` in order and returns their outcomes.
 
-        Events of different conversations do not share a fate: those not named by an error were written. Calling again
-        with the same events is safe.
+        Events of different conversations do not share a fate: those not named by an error, or by its cause, were
+        written. Calling again with the same events is safe.
 
         Raises:
             InvalidEventError: an event breaks the contract; nothing was written.
@@ -213,16 +215,17 @@ class ConversationService:
             UnavailableError: the database could not be reached; what was written is unknown.
         """
         batch = Batch([checked(event) for event in events])
-        contended: ContentionError | None = None
+        contended: ConcurrencyError | None = None
         try:
             await self._run(batch, Patience(stop_after_attempt(self._retry.attempts), self._sleep))
         except ContentionError as error:
-            contended = error
+            contended = ConcurrencyError(batch.pending(range(len(events))), self._retry.attempts)
+            contended.__cause__ = error
         if batch.refused:
             refused = [(batch.events[i].source, batch.events[i].event_id) for i in batch.refused]
             raise RefusedError(f"the database will never take these events: {refused}") from contended
         if contended:
-            raise ConcurrencyError(batch.pending(range(len(events))), self._retry.attempts) from contended
+            raise contended
         return [outcome for outcome in batch.outcomes if outcome is not None]
 
     async def consume(self, batch: Batch, sleep: Sleep) -> None:
@@ -256,7 +259,8 @@ class ConversationService:
         for half in (part[:middle], part[middle:]):
             ready = [position for position in half if batch.events[position].conversation_id not in waiting]
             try:
-                await self._apply_part(batch, ready, patience, hold=True)
+                if batch.pending(ready):
+                    await self._apply_part(batch, ready, patience, hold=True)
             except ContentionError as error:
                 contended = error
                 waiting.update(batch.pending(half))
@@ -288,7 +292,10 @@ class ConversationService:
     async def _transact(
         self, batch: Batch, events: EventsById, locking: Locking, *, hold: bool
     ) -> tuple[Decided, Lost]:
-        """Reads, decides and writes. One that fails as a whole is an attempt of each of its events."""
+        """Reads, decides and writes. One that fails as a whole once it has decided is an attempt of each event.
+
+        Where somebody holds a row, the others shall not wait for it.
+        """
         progress = batch.step(self._rng.getrandbits(63), hold=hold)
         decided: Decided | None = None
         try:
@@ -296,7 +303,7 @@ class ConversationService:
                 decided = decide(attempt.snapshot, events, self._policy)
                 lost = await attempt.save(decided)
         except ContentionError as error:
-            if locking is Locking.OPTIMISTIC and error.reason == "lock":
+            if locking is not Locking.SKIPPING and error.reason == "lock":
                 return await self._transact(batch, events, Locking.SKIPPING, hold=hold)
             losing = decided.changes if decided else [change for change, _ in batch.losing]
             self._lose(batch, [(change, error.reason) for change in losing])

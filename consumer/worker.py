@@ -19,6 +19,8 @@ from schemas import Reason
 
 log = structlog.get_logger(__name__)
 SLOW_SECONDS = 0.5
+IDLE_SECONDS = 5.0
+"""How often a partition without news looks whether its offset is still as it left it: a rewind brings no records."""
 RECHECK_SECONDS = 10.0
 """How often a stopped partition looks whether somebody has mended its offset."""
 
@@ -36,11 +38,14 @@ class PartitionLog(Protocol):
     def seek(self, offset: int) -> None:
         """Forgets what was fetched and goes on at `offset`."""
 
-    async def take(self, limit: int) -> Sequence[Record]:
-        """Waits for the next records, at most `limit`; none once the partition is given up.
+    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
+        """The next records, at most `limit`; none if none come in time, or once the partition is given up.
 
         Raises `PartitionStoppedError` if the log no longer has the next one.
         """
+
+    def is_given_up(self) -> bool:
+        """Whether the partition was revoked or the process is stopping."""
 
     def applied(self, next_offset: int) -> None:
         """Everything before `next_offset` is in the database: may be committed to Kafka."""
@@ -92,6 +97,7 @@ class PartitionWorker:
         self._next_offset = self._mark = 0
         self._bite = settings.max_batch
         self._name = f"{source.partition.topic}[{source.partition.number}]"
+        self._slow = f"{self._name}, writing"
 
     async def run(self) -> None:
         """Applies the partition until it is given up. An unexpected error is a bug and ends the process."""
@@ -102,7 +108,8 @@ class PartitionWorker:
         except DrainingError:
             log.info("gave the partition up between transactions", partition=self._name)
         finally:
-            self._health.outages.pop(self._name, None)
+            for name in (self._name, self._slow):
+                self._health.outages.pop(name, None)
             self._health.stopped.pop(self._name, None)
 
     async def _start(self) -> None:
@@ -122,18 +129,25 @@ class PartitionWorker:
     async def _step(self) -> bool:
         """One batch; false once the partition is given up."""
         try:
-            records = await self._source.take(self._bite)
+            records = await self._source.take(self._bite, IDLE_SECONDS)
             if records:
                 self._health.stopped.pop(self._name, None)
                 await self._process(records)
+            elif not self._source.is_given_up():
+                await self._patiently(self._look_for_a_rewind)
         except PartitionStoppedError as error:
             stopped_at = self._next_offset
             await self._stop_for_a_while(error)
             await self._start()
             if self._next_offset != stopped_at:
                 self._health.stopped.pop(self._name, None)
-            return True
-        return bool(records)
+        return not self._source.is_given_up()
+
+    async def _look_for_a_rewind(self) -> None:
+        stored = await self._offsets.stored_offset(self._source.partition)
+        if stored is None or (stored.next_offset, stored.mark) != (self._next_offset, self._mark):
+            log.warning("the stored offset is not as it was left", partition=self._name)
+            await self._seek_to_stored_offset()
 
     async def _stop_for_a_while(self, error: PartitionStoppedError) -> None:
         if self._health.stopped.get(self._name) != str(error):
@@ -174,6 +188,7 @@ class PartitionWorker:
         except TooSlowError as error:
             await self._take_smaller_bites(len(records), error)
         else:
+            self._health.outages.pop(self._slow, None)
             self._bite = min(2 * self._bite, self._settings.max_batch)
             self._next_offset = progress.end
             self._source.applied(progress.end)
@@ -184,7 +199,7 @@ class PartitionWorker:
         log.warning(
             "the database is too slow: smaller batches", partition=self._name, records=self._bite, error=str(error)
         )
-        self._health.outages[self._name] = str(error)
+        self._health.outages[self._slow] = str(error)
         await self._sleep(self._rng.uniform(0, SLOW_SECONDS))
         await self._start()
 

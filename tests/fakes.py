@@ -39,7 +39,9 @@ class MemoryDatabase:
         self.offsets: dict[Partition, StoredOffset] = {}
         self.wake_at: dict[str, datetime] = {}
         self.trail: list[tuple[Partition, int, int]] = []
+        self.moved: Callable[[Partition, int, int], None] = lambda *_: None
         self.holders: dict[Row, Transaction] = {}
+        self.open: set[Transaction] = set()
         self.waiting = 0
         self._released: list[asyncio.Future[None]] = []
 
@@ -85,8 +87,8 @@ class MemoryDatabase:
 
     def restore(self, backup: "MemoryDatabase") -> None:
         """Goes back to `backup`. Transactions that are open are lost."""
-        for holder in set(self.holders.values()):
-            holder.kill()
+        for transaction in list(self.open):
+            transaction.kill()
         restored = backup.copied()
         self.conversations, self.rows = restored.conversations, restored.rows
         self.offsets, self.wake_at = restored.offsets, restored.wake_at
@@ -100,6 +102,7 @@ class Transaction:
         self._statement = statement
         self._staged: list[Callable[[], None]] = []
         self._alive = True
+        database.open.add(self)
 
     async def statement(self, name: str) -> None:
         await self._statement(name)
@@ -162,6 +165,7 @@ class Transaction:
         stored = self.database.offsets[progress.partition]
         self.database.offsets[progress.partition] = StoredOffset(stored.cluster_id, next_offset, progress.next_mark)
         self.database.trail.append((progress.partition, stored.next_offset, next_offset))
+        self.database.moved(progress.partition, stored.next_offset, next_offset)
 
     def stage(self, write: Callable[[], None]) -> None:
         self._staged.append(write)
@@ -175,6 +179,7 @@ class Transaction:
         """Rolls back what is not committed. Killed twice is fine."""
         self._alive = False
         self._staged.clear()
+        self.database.open.discard(self)
         self.database.release(self)
 
 

@@ -1,4 +1,4 @@
-"""The lifecycle, explored: every status, every kind of event, and every order in which their times can lie."""
+"""The lifecycle, explored: every status, every kind of event, and every order of times that some events lead to."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field

@@ -51,10 +51,13 @@ class FuzzedLog:
     def seek(self, offset: int) -> None:
         self._position = offset
 
-    async def take(self, limit: int) -> Sequence[Record]:
+    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
         taken = self.records[self._position : self._position + limit]
         self._position += len(taken)
         return taken
+
+    def is_given_up(self) -> bool:
+        return self._position >= len(self.records)
 
     def applied(self, next_offset: int) -> None:
         pass

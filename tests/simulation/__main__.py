@@ -154,8 +154,7 @@ def hunt() -> int:
     for mutant in MUTANTS:
         seen, found = 0, None
         for part in played(range(BUDGET), mutant):
-            if part.broken:
-                found = part.broken[0]
+            if found := next((broken for broken in part.broken if broken[1] != "nobody fails"), None):
                 break
             seen += part.schedules
         surviving += found is None

@@ -59,6 +59,9 @@ Store = fakes.MemoryStore
 EARLY_OFFSET = """self._store.attempt({}, progress, locking) as attempt:
             await attempt.save(Decided(attempt.snapshot.now, ()))
         async with self._store.attempt(events, None, locking) as attempt:"""
+EARLY_READ = """async with self.transaction() as early:
+        snapshot = await self.load(events, early)
+    async with self.transaction(progress) as transaction:"""
 GUARD = "(stored.next_offset, stored.mark) == (progress.start, progress.mark)"
 LOAD, KNOWN = 'await transaction.statement("load")', "known = {key: self._known(key, events) for key in current}"
 MUTANTS: dict[str, Plant] = {
@@ -85,7 +88,13 @@ MUTANTS: dict[str, Plant] = {
         ("self._source.applied(progress.end)", "self._source.applied(progress.end)\n        await self._bury(bad)"),
     ),
     "refused event buried after the offset": partial(
+        rewritten, Service, "_run", ("bool(batch.refused) and not batch.buried", "False")
+    ),
+    "part of a batch moves the offset": partial(
         rewritten, Service, "_apply_halves", ("patience, hold=True)", "patience, hold=False)")
+    ),
+    "rewind of an idle partition not noticed": partial(
+        rewritten, Worker, "_look_for_a_rewind", ("if stored is None or", "if False and")
     ),
     "priority compared with <=": partial(
         rewritten,
@@ -95,9 +104,6 @@ MUTANTS: dict[str, Plant] = {
     ),
     "retry without deciding again": partial(replaced, processes, "MemoryStore", RetryWithoutRedeciding),
     "duplicate within a batch": partial(rewritten, service, "fold", ("seen.add(identity)", "pass")),
-    "stale owner goes on regardless": partial(
-        rewritten, Worker, "_process", ("await self._start()", "self._next_offset = progress.end")
-    ),
     "newer message left behind by a split": partial(
         rewritten, conversation, "_close_open", ("newest is None or newest <= event.at", "True")
     ),
@@ -115,6 +121,13 @@ MUTANTS: dict[str, Plant] = {
         ("self.database.version(change.after.id) == change.before.version", "True"),
     ),
     "no inbox": partial(rewritten, Store, "_known", ("asked & {", "set() & {")),
+    "read before the guard": partial(
+        rewritten,
+        Store,
+        "attempt",
+        ("async with self.transaction(progress) as transaction:", EARLY_READ),
+        ("await self.load(events, transaction)", "snapshot"),
+    ),
     "ids read before rows": partial(
         rewritten,
         Store,

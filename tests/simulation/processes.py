@@ -75,7 +75,7 @@ class Process:
             raise ConnectionLostError("the server has gone")
         if self.world.strikes(Fault.CRASH_IN_A_STATEMENT, 0.002):
             self.crash()
-        self.world.trouble_database(what)
+        self.world.trouble_database(self.name, what)
 
     def crash(self) -> None:
         """As by SIGKILL: nothing that it would do next happens, and the server sees its connections close."""
@@ -133,19 +133,24 @@ class SimulatedLog:
     def seek(self, offset: int) -> None:
         self._position = offset
 
-    async def take(self, limit: int) -> Sequence[Record]:
+    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
         await self._process.reach("take")
-        while not self._given_up.is_set():
-            records = [r for r in self._world.log[self.partition.number] if r.offset >= self._position]
-            if records:
-                taken = records[: self._world.rng.randint(1, limit)]
-                self._position = taken[-1].offset + 1
-                self._taken_at = self._world.rewinds
-                self._world.tell(self._process.name, f"took [{self.partition.number}] {[r.offset for r in taken]}")
-                return taken
+        if not self._given_up.is_set() and not self._next():
             self._news.clear()
-            await self._process.wait(self._news, None)
-        return ()
+            await self._process.wait(self._news, seconds)
+        if self._given_up.is_set() or not (records := self._next()):
+            return ()
+        taken = records[: self._world.rng.randint(1, limit)]
+        self._position = taken[-1].offset + 1
+        self._taken_at = self._world.rewinds
+        self._world.tell(self._process.name, f"took [{self.partition.number}] {[r.offset for r in taken]}")
+        return taken
+
+    def _next(self) -> Sequence[Record]:
+        return [record for record in self._world.log[self.partition.number] if record.offset >= self._position]
+
+    def is_given_up(self) -> bool:
+        return self._given_up.is_set()
 
     def applied(self, next_offset: int) -> None:
         """What goes to Kafka as committed must be in the database, but for a rewind that comes in between."""
@@ -188,6 +193,10 @@ class Replica(Process):
                 rng=Random(self.world.rng.random()),
             )
             self._owned.append((source, self.spawn(worker.run())))
+
+    @property
+    def owned(self) -> set[int]:
+        return {source.partition.number for source, _ in self._owned}
 
     async def release(self) -> None:
         """Gives all partitions up and waits for the workers, but not for ever: the guard holds off who hangs."""
@@ -233,12 +242,12 @@ class Rival(Process):
     async def _run(self) -> None:
         while not self.world.healed:
             await asyncio.sleep(self.world.rng.expovariate(1))
-            event = self._next()
-            self.world.ledger.unsure.add(key_of(event))
+            events = [self._next() for _ in range(self.world.rng.randint(1, 3))]
+            self.world.ledger.unsure.update(map(key_of, events))
             rewinds = self.world.rewinds
-            await self._insist(event)
+            await self._insist(events)
             self.world.struck[Fault.RIVAL] += 1
-            if rewinds == self.world.rewinds:
+            for event in events if rewinds == self.world.rewinds else ():
                 self.world.ledger.note_written(event)
 
     def _next(self) -> Event:
@@ -246,10 +255,10 @@ class Rival(Process):
         own = self._traffic.event(self.world.rng.choice(self._traffic.cold), self.name)
         return (self._log.recent() or own) if self.world.rng.random() < 0.2 else own
 
-    async def _insist(self, event: Event) -> None:
+    async def _insist(self, events: Sequence[Event]) -> None:
         while True:
             try:
-                await self.service.apply([event])
+                await self.service.apply(events)
             except (UnavailableError, ConcurrencyError):
                 await asyncio.sleep(self.world.rng.expovariate(1))
             else:

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from consumer.contract import encoded
-from consumer.conversation import Event, ManualClose, Status
+from consumer.conversation import Event, ManualClose, Status, Tick
 from consumer.devstack.checker import Evidence, Verdict, event_in, key_of, liveness, safety
 from consumer.devstack.stage import SHORT
 from consumer.devstack.traffic import Mix, Traffic
@@ -89,6 +89,7 @@ class Schedule:
         verdicts += safety(world.ledger, evidence, SHORT.policy)
         verdicts += liveness(world.ledger, evidence, settled_to=world.now() - timedelta(seconds=1))
         verdicts.append(Verdict("all comes to rest", 1, () if at_rest else ("not in time",)))
+        verdicts.append(Verdict("dead letters come before the offset", len(evidence.letters), tuple(world.early)))
         verdicts.append(Verdict("nobody fails", len(world.failures), tuple(world.failures)))
         count_traffic(world.struck, evidence)
         return Run(self.seed, verdicts, world.struck, world.trace)
@@ -147,7 +148,7 @@ class Schedule:
         while enabled:
             await asyncio.sleep(world.rng.expovariate(1 / 4))
             fault = world.rng.choice(enabled)
-            world.struck[fault] += 1
+            world.struck[fault] += fault is not Fault.REWIND
             world.tell("fault", fault)
             self._help(acts[fault]())
 
@@ -253,6 +254,7 @@ class Schedule:
     async def _rewind(self) -> None:
         self.world.back_up()
         await asyncio.sleep(self.world.rng.expovariate(1 / 2))
+        self.world.struck[Fault.REWIND] += self.world.database.offsets != self.world.backup.offsets
         self.world.rewind()
 
     async def _set_the_clock(self) -> None:
@@ -277,12 +279,15 @@ class Schedule:
         await self._producing
         for process in (*self.replicas, *self.others):
             process.go_on()
-        for replica in self._living():
+        stray = [replica for replica in self._living() if not replica.hears]
+        for replica in stray:
             await replica.release()
             replica.hears = True
         if not any(process.alive and isinstance(process, TickerProcess) for process in self.others):
             self.others.append(self._ticker())
-        await self._rebalance()
+        owned = [number for replica in self._living() for number in replica.owned]
+        if stray or sorted(owned) != sorted(self.world.log):
+            await self._rebalance()
 
     async def _rest(self) -> bool:
         """Whether the log was read to its end and every deadline took effect in time."""
@@ -303,6 +308,7 @@ def count_traffic(struck: Counter[Fault], evidence: Evidence) -> None:
         event = event_in(record)
         if event is None:
             struck[Fault.POISON] += 1
+        if event is None or isinstance(event, Tick):
             continue
         seconds = event.at.timestamp() - record.timestamp / 1000
         struck[Fault.LATE] += seconds < -0.002

@@ -12,6 +12,7 @@ from consumer.conversation import HistoryRow
 from consumer.devstack.checker import Evidence, Ledger, Letter, Move, event_in, key_of
 from consumer.errors import ConnectionLostError, TooSlowError, UnavailableError
 from consumer.records import DeadLetter, Record
+from consumer.service import Partition
 from tests.fakes import MemoryDatabase
 
 EPOCH = datetime(2026, 3, 1, tzinfo=UTC)
@@ -33,6 +34,7 @@ class Fault(StrEnum):
     TOO_SLOW = "statement timeout"
     OUTAGE = "database outage"
     REWIND = "database rewound"
+    FAILOVER = "failover that loses a commit"
     CLOCK = "database clock set back or forth"
     ROW_LOCK = "row lock held by an outsider"
     RIVAL = "write of a rival"
@@ -97,6 +99,9 @@ class World:
         self.healed = False
         self.rewinds = 0
         self.outage_until = 0.0
+        self.early: list[str] = []
+        self._failing_over: str | None = None
+        self.database.moved = self._judge_move
         self.skew_seconds = 0.0
         self.listeners: list[asyncio.Event] = []
 
@@ -122,11 +127,17 @@ class World:
         slow = 1 if self.healed or self.rng.random() < 0.9 else 30
         await asyncio.sleep(self.rng.expovariate(1 / self.shape.pace_seconds) * slow)
 
-    def trouble_database(self, statement: str) -> None:
+    def trouble_database(self, client: str, statement: str) -> None:
         """Raises what a client of the database sees of its faults."""
         if not self.healed and self.time < self.outage_until:
             raise ConnectionLostError("the database is down")
-        if statement == "committed":
+        if statement == "commit" and self._failing_over is None and self.strikes(Fault.FAILOVER, 0.02):
+            self._failing_over = client
+            self.back_up()
+        elif statement == "committed" and self._failing_over == client:
+            asyncio.get_running_loop().call_later(self.rng.expovariate(5), self._fail_over)
+            raise ConnectionLostError("no reply to the commit")
+        elif statement == "committed":
             if self.strikes(Fault.LOST_REPLY, 0.05):
                 raise ConnectionLostError("no reply to the commit")
         elif self.strikes(Fault.LOST_REQUEST, 0.01):
@@ -138,7 +149,7 @@ class World:
         """A producer's record, on the partition of its key, or astray."""
         home = sum(key or b"") % self.shape.partitions
         if self.shape.partitions > 1 and self.strikes(Fault.MISPLACED, 0.02):
-            home = self.rng.randrange(self.shape.partitions)
+            home = (home + self.rng.randrange(1, self.shape.partitions)) % self.shape.partitions
         gap = self.rng.randint(1, 3) if self.strikes(Fault.GAP, 0.05) else 0
         offset = self.end(home) + gap
         self.log[home].append(Record(TOPIC, home, offset, round(self.now().timestamp() * 1000), key, value))
@@ -163,6 +174,19 @@ class World:
             self.tell("dead letter", f"[{record.partition}] {record.offset}")
             if fails:
                 raise UnavailableError("no acknowledgement of the dead letter")
+
+    def _judge_move(self, partition: Partition, before: int, after: int) -> None:
+        """Dead letters come before the offset."""
+        buried = {(letter.partition, letter.offset) for letter in self.letters}
+        for record in self.log[partition.number]:
+            poisonous = (record.key, record.value) in self.ledger.poison
+            if before <= record.offset < after and poisonous and (partition.number, record.offset) not in buried:
+                self.early.append(f"{partition.topic}[{partition.number}] {record.offset}")
+
+    def _fail_over(self) -> None:
+        self._failing_over = None
+        if not self.healed:
+            self.rewind()
 
     def back_up(self) -> None:
         self.backup = self.database.copied()

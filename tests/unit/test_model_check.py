@@ -1,4 +1,4 @@
-"""The lifecycle, explored without gaps: each status and event, in every order that their times can have."""
+"""The lifecycle, explored: each status and event, in every order of times that `DEPTH` events lead to."""
 
 import sys
 from collections.abc import Iterable, Iterator

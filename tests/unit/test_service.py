@@ -401,7 +401,8 @@ async def test_refused_events_hold_the_offset_even_if_a_lock_got_in_between() ->
     assert (batch.outcomes, store.offsets[PLACE].next_offset) == ([Outcome.APPLIED, Outcome.DEAD_LETTER], 0)
 
 
-async def test_a_row_that_somebody_holds_costs_its_neighbours_nothing() -> None:
+@pytest.mark.parametrize("lock_after", [3, 0], ids=["optimistic", "pessimistic"])
+async def test_a_row_that_somebody_holds_costs_its_neighbours_nothing(lock_after: int) -> None:
     store, metrics = MemoryStore(), Metrics()
     await service(store, Recorder()).apply([message(at=NOW - HOUR)])
     events: Sequence[Event] = [message(at=NOW), message(at=NOW, conversation_id="c-2")]
@@ -409,7 +410,7 @@ async def test_a_row_that_somebody_holds_costs_its_neighbours_nothing() -> None:
     async with MemoryStore(store.database).transaction() as holder:
         await holder.lock("c-1")
         with pytest.raises(ConcurrencyError) as caught:
-            await service(store, Recorder(), metrics, attempts=1).apply(events)
+            await service(store, Recorder(), metrics, attempts=1, lock_after=lock_after).apply(events)
 
     assert caught.value.conversation_ids == {"c-1"}
     assert "c-2" in store.conversations

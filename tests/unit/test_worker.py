@@ -40,6 +40,7 @@ class FakeLog:
         self.unreadable: int | None = None
         self.given_up = asyncio.Event()
         self.waits = 0
+        self.news: Callable[[], None] | None = None
         self.on_wait: Callable[[], None] = lambda: None
 
     async def cluster_id(self) -> str:
@@ -51,20 +52,26 @@ class FakeLog:
     def seek(self, offset: int) -> None:
         self.position = offset
 
-    async def take(self, limit: int) -> Sequence[Record]:
+    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
         if self.position == self.unreadable:
             raise PartitionStoppedError("cannot be read")
         taken = [record for record in self.records if self.position <= record.offset][:limit]
         if not taken:
-            await self.given_up.wait()
+            if self.news is None:
+                await self.given_up.wait()
+            else:
+                self.news()
             return ()
         self.position = taken[-1].offset + 1
         self.taken.append(len(taken))
         return taken
 
+    def is_given_up(self) -> bool:
+        return self.given_up.is_set()
+
     def applied(self, next_offset: int) -> None:
         self.applied_to.append(next_offset)
-        if next_offset == self.end:
+        if next_offset == self.end and self.news is None:
             self.given_up.set()
 
     def pause(self) -> None:
@@ -258,3 +265,41 @@ async def test_giving_up_ends_an_outage_between_transactions() -> None:
         assert health.outages == {}
 
     assert (store.conversations, log.applied_to) == ({}, [])
+
+
+async def test_a_rewind_is_noticed_although_no_record_comes() -> None:
+    log, store = FakeLog(encoded(message(at=NOW), message(at=NOW))), MemoryStore()
+    backup = store.database.copied()
+    backup.offsets[PLACE] = StoredOffset("cluster", 0)
+
+    def rewind_once_applied() -> None:
+        if len(log.applied_to) == 1:
+            store.database.restore(backup)
+        elif len(log.applied_to) == 2:
+            log.given_up.set()
+
+    log.news = rewind_once_applied
+    async with worker(log, store, Letters()):
+        await log.given_up.wait()
+
+    assert log.applied_to == [2, 2]
+    assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
+
+
+async def test_a_replica_whose_database_is_too_slow_is_not_ready_until_a_batch_passes() -> None:
+    told: list[dict[str, str]] = []
+    attempts = 0
+
+    def trouble(_: Decided) -> None:
+        nonlocal attempts
+        attempts += 1
+        told.append(dict(health.outages))
+        if attempts < 4:
+            raise TooSlowError("timeout")
+
+    log, store = FakeLog(encoded(message(at=NOW))), Troubled(trouble)
+    async with worker(log, store, Letters()) as (health, _):
+        await log.given_up.wait()
+        assert health.outages == {}
+
+    assert [list(outages) for outages in told] == [[], *[["events[0], writing"]] * 3]
