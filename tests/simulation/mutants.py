@@ -25,7 +25,7 @@ def rewritten(owner: Any, name: str, *changes: tuple[str, str]) -> Iterator[None
             raise LookupError(f"{name} has {source.count(old)} times: {old}")
         source = source.replace(old, new)
     made: dict[str, Any] = {}
-    exec(compile(source, f"<mutant of {name}>", "exec"), original.__globals__, made)
+    exec(compile(source, f"<mutant of {name}>", "exec"), inspect.unwrap(original).__globals__, made)
     with replaced(owner, name, made[name]):
         yield
 

@@ -131,7 +131,7 @@ class World:
         """Raises what a client of the database sees of its faults."""
         if not self.healed and self.time < self.outage_until:
             raise ConnectionLostError("the database is down")
-        if statement == "commit" and self._failing_over is None and self.strikes(Fault.FAILOVER, 0.02):
+        if statement == "commit" and self._failing_over is None and self.strikes(Fault.FAILOVER, 0.05):
             self._failing_over = client
             self.back_up()
         elif statement == "committed" and self._failing_over == client:
