@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import asyncpg
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -101,6 +102,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for writer in list(self.open):
             self.run(self._end(writer))
+        self.run(self._compare_transitions())
         self.run(self.resources.aclose())
         self.runner.close()
 
@@ -183,6 +185,17 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def both_hold_the_same(self) -> None:
         self.run(self._compare())
+
+    async def _compare_transitions(self) -> None:
+        """Each transition in the history was put into the outbox, once."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            rows = await connection.fetch("SELECT conversation_id, version FROM transition_outbox")
+        finally:
+            await connection.close()
+        histories = self.database.rows.items()
+        expected = [(key, row.version) for key, history in histories for row, _ in history if row.is_transition]
+        assert sorted(tuple(row) for row in rows) == sorted(expected)
 
     async def _compare(self) -> None:
         model = self.pairs[0][1]
