@@ -28,7 +28,7 @@ CHUNK = 25
 AT_LEAST = 100
 """How often each kind of fault must have struck in a run of `FULL` schedules or more."""
 FULL = 10_000
-BUDGET = 2000
+BUDGET = 5000
 """Schedules within which a mutant must be found."""
 console = Console(soft_wrap=True, highlight=False)
 
