@@ -21,6 +21,8 @@ Key = tuple[str, str, str]
 """Conversation id, source, event id: what an event is known by."""
 Place = tuple[str, int]
 """Topic and partition."""
+Read = Sequence[tuple[Record, Event | None]]
+"""The log, each record with the event in it; none in poison."""
 
 
 @dataclass(slots=True)
@@ -98,13 +100,14 @@ class Verdict:
 def safety(ledger: Ledger, evidence: Evidence, policy: Policy) -> list[Verdict]:
     """What must hold at every moment, whatever has happened."""
     seen = _applied(evidence)
+    read = [(record, event_in(record)) for record in evidence.log]
     return [
         Verdict("one effect per event", len(seen), _some(key for key, times in seen.items() if times > 1)),
         Verdict("no event that nobody sent", len(seen), _some(seen.keys() - ledger.events - ledger.unsure)),
         *_conversations(evidence, policy),
         _letters_are_poison(ledger, evidence),
-        _nothing_skipped(evidence, seen),
-        _in_the_order_of_the_log(ledger, evidence),
+        _nothing_skipped(evidence, read, seen),
+        _in_the_order_of_the_log(ledger, evidence, read),
         _forward(evidence),
     ]
 
@@ -217,20 +220,19 @@ def _letters_are_poison(ledger: Ledger, evidence: Evidence) -> Verdict:
     return Verdict("dead letters are poison, byte for byte", len(evidence.letters), tuple(wrong))
 
 
-def _nothing_skipped(evidence: Evidence, seen: Mapping[Key, int]) -> Verdict:
+def _nothing_skipped(evidence: Evidence, read: Read, seen: Mapping[Key, int]) -> Verdict:
     """Whatever lies before a stored offset has its effect, or its dead letter."""
     buried = {(letter.topic, letter.partition, letter.offset) for letter in evidence.letters}
-    passed = [r for r in evidence.log if r.offset < evidence.offsets.get((r.topic, r.partition), 0)]
+    passed = [(r, event) for r, event in read if r.offset < evidence.offsets.get((r.topic, r.partition), 0)]
     skipped = [
         f"{record.topic}[{record.partition}] {record.offset}"
-        for record in passed
-        if (record.topic, record.partition, record.offset) not in buried and not _has_effect(record, seen)
+        for record, event in passed
+        if (record.topic, record.partition, record.offset) not in buried and not _has_effect(event, seen)
     ]
     return Verdict("nothing before a stored offset is skipped", len(passed), tuple(skipped))
 
 
-def _has_effect(record: Record, seen: Mapping[Key, int]) -> bool:
-    event = event_in(record)
+def _has_effect(event: Event | None, seen: Mapping[Key, int]) -> bool:
     return isinstance(event, Tick) or (event is not None and key_of(event) in seen)
 
 
@@ -242,14 +244,13 @@ def event_in(record: Record) -> Event | None:
         return None
 
 
-def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence) -> Verdict:
+def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence, read: Read) -> Verdict:
     """Of each conversation, what came first in a partition was applied first. What came by two ways is left out."""
     versions = {key_of(row): row.version for history in evidence.histories.values() for row, _ in history}
     elsewhere = ledger.written | ledger.unsure
     places: dict[Key, set[Place]] = {}
     first_seen: dict[tuple[Place, str], list[Key]] = {}
-    for record in sorted(evidence.log, key=lambda record: record.offset):
-        event = event_in(record)
+    for record, event in sorted(read, key=lambda pair: pair[0].offset):
         if event is None or isinstance(event, Tick) or (key := key_of(event)) not in versions or key in elsewhere:
             continue
         place = record.topic, record.partition

@@ -23,13 +23,13 @@ from consumer.conversation import (
     Tick,
     apply,
 )
+from consumer.devstack.traffic import CLOSINGS
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 DEPTH = 4
 """Events in a row: enough for every status, and for every rule."""
 LONG_AFTER = timedelta(days=1000)
-MANUAL = (Status.FAILED, Status.USER_CLOSED, Status.SUPPORT_CLOSED, Status.AGENT_CLOSED)
 Make = Callable[[datetime], Event]
 
 
@@ -62,7 +62,7 @@ def kinds() -> dict[str, Make]:
     return {
         **{f"{author} message": message(author) for author in Author},
         "goodbye": message(Author.USER, Intent.CLOSE),
-        **{f"close {status}": close(status) for status in MANUAL},
+        **{f"close {status}": close(status) for status in CLOSINGS},
         "tick": lambda at: Tick(**same, at=at),
     }
 

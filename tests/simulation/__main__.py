@@ -10,9 +10,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from multiprocessing import Pool
 
 from rich.console import Console
@@ -119,12 +120,8 @@ def report(tally: Tally) -> None:
     table = Table("fault", "times", "reached", "times")
     faults = [(fault.value, f"{tally.struck[fault.value]:,}") for fault in Fault]
     others = [(name, f"{times:,}") for name, times in sorted(tally.reached.items()) if times]
-    for number in range(max(len(faults), len(others))):
-        pairs: Iterable[tuple[str, str]] = (
-            faults[number] if number < len(faults) else ("", ""),
-            others[number] if number < len(others) else ("", ""),
-        )
-        table.add_row(*(cell for pair in pairs for cell in pair))
+    for fault, other in zip_longest(faults, others, fillvalue=("", "")):
+        table.add_row(*fault, *other)
     console.print(table)
 
 

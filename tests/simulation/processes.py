@@ -103,7 +103,7 @@ class Process:
     def go_on(self) -> None:
         self._running.set()
 
-    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
         """Whether the event came in time, as the process sees it."""
         with suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), seconds)
