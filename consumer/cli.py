@@ -38,7 +38,7 @@ from consumer.ticker import Ticker
 from consumer.top import show as watch_replicas
 from consumer.worker import PartitionWorker
 
-GARBAGE_THRESHOLD = 50_000
+GARBAGE_THRESHOLD = 200_000
 log = structlog.get_logger(__name__)
 out = Console(width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True)

@@ -235,6 +235,10 @@ class Conversation(NamedTuple):
             newer = tuple(other for other in self.sessions if other.number > session.number)
         return Conversation(self.id, self.version + 1, (*older, session, *newer))
 
+    def without_archive(self) -> "Conversation":
+        """The current session alone."""
+        return self if len(self.sessions) == 1 else self._replace(sessions=self.sessions[-1:])
+
 
 class HistoryRow(NamedTuple):
     """One version of a conversation and what made it."""
@@ -269,20 +273,10 @@ class Decision(NamedTuple):
     def recorded(self, event: Closing, session: Session, outcome: Outcome) -> "Decision":
         """Adds the event's own row."""
         after = self.conversation.with_session(session)
+        before = self.conversation.status_of(session.number)
         row = HistoryRow(
-            conversation_id=after.id,
-            source=event.source,
-            event_id=event.event_id,
-            session=session.number,
-            version=after.version,
-            kind=event.kind,
-            occurred_at=event.at,
-            outcome=outcome,
-            requested=event.requested,
-            from_status=self.conversation.status_of(session.number),
-            to_status=session.status,
-            actor=event.actor,
-            reason=event.reason,
+            *(after.id, event.source, event.event_id, session.number, after.version, event.kind, event.at, outcome),
+            *(event.requested, before, session.status, event.actor, event.reason),
         )
         return Decision(after, (*self.rows, row), outcome)
 
@@ -334,14 +328,14 @@ def fold(
     seen, after = set(known), conversation
     outcomes: list[Outcome] = []
     rows: list[HistoryRow] = []
-    clamped = 0
+    clamped, latest = 0, now + policy.clock_tolerance
     for event in events:
         identity = (event.source, event.event_id)
         if identity in seen and not isinstance(event, Tick):
             outcomes.append(Outcome.DUPLICATE)
             continue
         decision = apply(after, event, policy, now)
-        clamped += event.at > now + policy.clock_tolerance
+        clamped += event.at > latest
         after = decision.conversation
         outcomes.append(decision.outcome)
         rows.extend(decision.rows)
@@ -513,17 +507,23 @@ def _received(session: Session, message: Message, policy: Policy) -> Session:
     active_at = at if is_news else session.last_activity_at
     renews = is_news or status is not session.status
     idle_at, expires_at = deadlines(status, active_at, policy) if renews else (session.idle_at, session.expires_at)
-    return session._replace(
-        status=status,
-        accepted_at=at if accepts else session.accepted_at,
-        accepted_by=message.author if accepts else session.accepted_by,
-        last_activity_at=active_at,
-        last_user_message_at=_later(session.last_user_message_at, at) if by_user else session.last_user_message_at,
-        last_agent_message_at=_later(session.last_agent_message_at, at) if answered else session.last_agent_message_at,
-        user_messages=session.user_messages + by_user,
-        agent_messages=session.agent_messages + answered,
-        idle_at=idle_at,
-        expires_at=expires_at,
+    return Session(
+        session.number,
+        status,
+        session.opened_at,
+        at if accepts else session.accepted_at,
+        message.author if accepts else session.accepted_by,
+        active_at,
+        _later(session.last_user_message_at, at) if by_user else session.last_user_message_at,
+        _later(session.last_agent_message_at, at) if answered else session.last_agent_message_at,
+        session.user_messages + by_user,
+        session.agent_messages + answered,
+        idle_at,
+        expires_at,
+        session.closed_at,
+        session.closed_by,
+        session.close_reason,
+        session.reclassified_at,
     )
 
 

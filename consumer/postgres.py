@@ -38,7 +38,18 @@ from consumer.errors import (
     UnavailableError,
 )
 from consumer.metrics import Metrics
-from consumer.service import Decided, EventsById, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
+from consumer.service import (
+    NONE,
+    Conversations,
+    Decided,
+    EventsById,
+    Locking,
+    Lost,
+    Partition,
+    Progress,
+    Snapshot,
+    StoredOffset,
+)
 from consumer.settings import DatabaseSettings
 from consumer.ticker import Alarm
 
@@ -143,7 +154,10 @@ _SESSION_LIST = ", ".join(_SESSION_COLUMNS)
 _STATUS = {status.value: status for status in Status}
 _AUTHOR = {author.value: author for author in Author}
 
-_LOAD = f"SELECT conversation_id, version, {_SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
+_LOAD = f"""
+    SELECT c.conversation_id, c.version, {", ".join(f"c.{name}" for name in _SESSION_COLUMNS)}
+    FROM unnest($1::conversation_version[]) AS k
+    JOIN conversation AS c ON c.conversation_id = k.conversation_id AND c.version <> k.version"""
 _LOAD_ARCHIVE = f"""
     SELECT conversation_id, {_SESSION_LIST} FROM conversation_session_archive
     WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
@@ -219,12 +233,12 @@ class PostgresStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
     ) -> AsyncIterator["PostgresAttempt"]:
         async with self._transaction("save", progress) as connection:
             if locking is Locking.PESSIMISTIC:
                 await connection.fetch(_LOCK, list(events))
-            yield PostgresAttempt(connection, await _load(connection, events), progress, locking)
+            yield PostgresAttempt(connection, await _load(connection, events, remembered), progress, locking)
 
     async def ring(self, limit: int) -> list[Alarm]:
         """See `ticker.Alarms`. Rows that somebody else holds are left to ring again."""
@@ -285,7 +299,7 @@ class PostgresStore:
         """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""
         async with self._connection("load") as connection:
             archived = await connection.fetch(_LOAD_ARCHIVE, [conversation_id])
-            current = await connection.fetch(_LOAD, [conversation_id])
+            current = await connection.fetch(_LOAD, [(conversation_id, 0)])
         sessions = [_session(*row[1:]) for row in archived] + [_session(*row[2:]) for row in current]
         return sessions, current[0][1] if current else 0
 
@@ -355,10 +369,12 @@ async def _guard(connection: asyncpg.Connection, progress: Progress) -> None:
         )
 
 
-async def _load(connection: asyncpg.Connection, events: EventsById) -> Snapshot:
+async def _load(connection: asyncpg.Connection, events: EventsById, remembered: Conversations) -> Snapshot:
     """Rows before ids: a version that still stands at the save proves that the known ids are complete."""
-    rows = await connection.fetch(_LOAD, list(events))
-    found = {row[0]: Conversation(row[0], row[1], (_session(*row[2:]),)) for row in rows}
+    versions = [(key, remembered[key].version if key in remembered else 0) for key in events]
+    found = dict(remembered)
+    for row in await connection.fetch(_LOAD, versions):
+        found[row[0]] = Conversation(row[0], row[1], (_session(*row[2:]),))
     wanted = [
         (key, event.source, event.event_id) for key in found for event in events[key] if not isinstance(event, Tick)
     ]
@@ -436,7 +452,8 @@ async def _insert_unblocked(connection: asyncpg.Connection, changes: Sequence[Ch
 
 async def _follow(connection: asyncpg.Connection, won: Sequence[Change], now: datetime) -> None:
     """What goes with the winners' rows: archived sessions, history, outbox."""
-    if archived := [_written(change, session) for change in won for session in _superseded(change)]:
+    several = [change for change in won if len(change.after.sessions) > 1]
+    if archived := [_written(change, session) for change in several for session in _superseded(change)]:
         await connection.execute(_ARCHIVE, archived)
     history = [(*row, now) for change in won for row in change.rows]
     if history:
@@ -523,6 +540,9 @@ def classified() -> Iterator[None]:
         if (known := _classify(error)) is None:
             raise
         raise known from error
+    except asyncpg.InternalClientError as error:
+        # What a connection says whose server has just ended it, and who has not looked yet.
+        raise ConnectionLostError(f"the connection is of no use any more: {error}") from error
     except UnicodeEncodeError as error:
         raise RefusedError("a value cannot be encoded") from error
     except TimeoutError as error:

@@ -6,12 +6,14 @@ Programs that share the table with the consumer (an API, a back office) write th
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
+from itertools import islice
 from random import Random
+from types import MappingProxyType
 from typing import Protocol
 
 from tenacity import (
@@ -31,6 +33,8 @@ from consumer.metrics import DIRECT, Metrics
 
 Sleep = Callable[[float], Awaitable[None]]
 EventsById = Mapping[str, Sequence[Event]]
+Conversations = Mapping[str, Conversation]
+NONE: Conversations = MappingProxyType({})
 Lost = Mapping[str, str]
 """Conversation id -> why its write lost: `version` or `lock`."""
 
@@ -73,7 +77,7 @@ class Snapshot:
     """What the store knew when it was asked. A conversation it does not know is absent."""
 
     now: datetime
-    conversations: Mapping[str, Conversation]
+    conversations: Conversations
     known: Mapping[str, frozenset[Identity]]
 
 
@@ -111,13 +115,13 @@ class Store(Protocol):
     """What the service needs of a database."""
 
     def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations
     ) -> AbstractAsyncContextManager[Attempt]:
         """A transaction, committed at the end of the block. Raises `StoreError` and `UnavailableError`.
 
-        Under the guard of `progress` (`StaleOwnerError`) it reads the conversations, *then* which events are known, and
-        now; older sessions where an event may belong to one. What was read outside the guard might be of a time that a
-        rewind has undone.
+        Under the guard of `progress` (`StaleOwnerError`) it reads the conversations that are no longer at the version
+        `remembered`, *then* which events are known, and now; older sessions where an event may belong to one. What was
+        read outside the guard might be of a time that a rewind has undone.
         """
 
 
@@ -139,12 +143,49 @@ class Patience:
     sleep: Sleep
 
 
+class Memory:
+    """Conversations as the last transactions of their partition left them: only what others changed since is read.
+
+    Good under the guard alone: while the offset carries our mark, nothing that was committed before it can have been
+    undone, so a version that is still the same is still the same conversation. Whatever fails, all of it is forgotten.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: the most conversations kept; those written longest ago go first."""
+        self._limit = limit
+        self._conversations: dict[str, Conversation] = {}
+
+    def of(self, keys: Iterable[str]) -> Conversations:
+        kept = self._conversations
+        return {key: kept[key] for key in keys if key in kept}
+
+    def keep(self, changes: Iterable[Change], lost: Lost) -> None:
+        kept = self._conversations
+        for change in changes:
+            key = change.before.id
+            kept.pop(key, None)
+            if key not in lost and change.after.version:
+                kept[key] = change.after.without_archive()
+        for key in list(islice(kept, max(0, len(kept) - self._limit))):
+            del kept[key]
+
+    def forget(self) -> None:
+        self._conversations.clear()
+
+
 class Batch:
     """Events on their way into the store, in the order of the log. May be resumed: what was written is not pending."""
 
-    def __init__(self, events: Sequence[Event], progress: Progress | None = None, topic: str = DIRECT) -> None:
+    def __init__(
+        self,
+        events: Sequence[Event],
+        progress: Progress | None = None,
+        topic: str = DIRECT,
+        memory: Memory | None = None,
+    ) -> None:
         self.events = tuple(events)
         self.progress = progress
+        self.memory = memory or Memory(0)
         self.buried = False
         self.topic = topic
         self.outcomes: list[Outcome | None] = [None] * len(self.events)
@@ -299,20 +340,23 @@ class ConversationService:
         progress = batch.step(self._rng.getrandbits(63), hold=hold)
         decided: Decided | None = None
         try:
-            async with self._store.attempt(events, progress, locking) as attempt:
+            async with self._store.attempt(events, progress, locking, batch.memory.of(events)) as attempt:
                 decided = decide(attempt.snapshot, events, self._policy)
                 lost = await attempt.save(decided)
         except ContentionError as error:
+            batch.memory.forget()
             if locking is not Locking.SKIPPING and error.reason == "lock":
                 return await self._transact(batch, events, Locking.SKIPPING, hold=hold)
             losing = decided.changes if decided else [change for change, _ in batch.losing]
             self._lose(batch, [(change, error.reason) for change in losing])
             raise
         except (StoreError, UnavailableError):
+            batch.memory.forget()
             self._metrics.attempted(decided.changes if decided else (), "error")
             raise
         self._metrics.lock_escalations.inc(len(events) if locking is Locking.PESSIMISTIC else 0)
         batch.leave(progress)
+        batch.memory.keep(decided.changes, lost)
         return decided, lost
 
     def _note_results(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:

@@ -13,7 +13,7 @@ from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerErro
 from consumer.health import Health
 from consumer.metrics import INVALID, Metrics
 from consumer.records import DeadLetter, Record, decode_all
-from consumer.service import Batch, ConversationService, Partition, Progress, StoredOffset
+from consumer.service import Batch, ConversationService, Memory, Partition, Progress, StoredOffset
 from consumer.settings import WorkerSettings
 from schemas import Reason
 
@@ -95,6 +95,7 @@ class PartitionWorker:
         self._rng = rng or Random()
         self._ceiling = wait_exponential(multiplier=0.1, max=settings.outage_backoff_max_seconds)
         self._next_offset = self._mark = 0
+        self._memory = Memory(settings.max_remembered)
         self._bite = settings.max_batch
         self._name = f"{source.partition.topic}[{source.partition.number}]"
         self._slow = f"{self._name}, writing"
@@ -170,6 +171,7 @@ class PartitionWorker:
         if not first <= stored.next_offset <= end:
             raise PartitionStoppedError(f"stored offset {stored.next_offset} is outside the log {first}..{end}: {mend}")
         self._next_offset, self._mark = stored.next_offset, stored.mark
+        self._memory.forget()
         self._source.seek(stored.next_offset)
         log.info("partition started", partition=self._name, next_offset=stored.next_offset)
 
@@ -204,7 +206,7 @@ class PartitionWorker:
         await self._start()
 
     async def _apply(self, good: Sequence[tuple[Record, Event]], progress: Progress) -> None:
-        batch = Batch([event for _, event in good], progress, self._source.partition.topic)
+        batch = Batch([event for _, event in good], progress, self._source.partition.topic, self._memory)
         await self._patiently(lambda: self._service.consume(batch, self._sleep), but=TooSlowError)
         if batch.refused:
             why = "PostgreSQL refused a value"

@@ -18,7 +18,8 @@ def parse_time(value: object) -> datetime:
         return value.astimezone(UTC)
     if isinstance(value, str) and RFC3339.fullmatch(value):
         try:
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+            at = datetime.fromisoformat(value if value[-1] != "z" else value.upper())
+            return at if at.tzinfo is UTC else at.astimezone(UTC)
         except (ValueError, OverflowError):
             pass
     raise PydanticCustomError("bad_time", "Input should be an RFC 3339 date-time with an offset")

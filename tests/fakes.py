@@ -9,7 +9,18 @@ from functools import partial
 
 from consumer.conversation import Change, Conversation, HistoryRow, Session, Tick, reaches_back
 from consumer.errors import ConnectionLostError, ContentionError, RefusedError, StaleOwnerError, UnavailableError
-from consumer.service import Decided, EventsById, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
+from consumer.service import (
+    NONE,
+    Conversations,
+    Decided,
+    EventsById,
+    Locking,
+    Lost,
+    Partition,
+    Progress,
+    Snapshot,
+    StoredOffset,
+)
 from consumer.ticker import Alarm
 
 LOCK_TIMEOUT_SECONDS = 0.02
@@ -202,14 +213,14 @@ class MemoryStore:
     def offsets(self) -> dict[Partition, StoredOffset]:
         return self.database.offsets
 
-    async def load(self, events: EventsById, transaction: Transaction) -> Snapshot:
+    async def load(self, events: EventsById, transaction: Transaction, remembered: Conversations = NONE) -> Snapshot:
         """Three statements, as in PostgreSQL: others may write in between."""
         await transaction.statement("load")
-        current = {
-            key: Conversation(key, found.version, found.sessions[-1:])
-            for key in events
-            if (found := self.conversations.get(key))
-        }
+        current = {**remembered}
+        for key in events:
+            found = self.conversations.get(key)
+            if found and (key not in remembered or found.version != remembered[key].version):
+                current[key] = found.without_archive()
         await transaction.statement("known and now")
         now = self.database.clock()
         known = {key: self._known(key, events) for key in current}
@@ -217,7 +228,7 @@ class MemoryStore:
         if older:
             await transaction.statement("archive")
         for key in older:
-            archived = self.conversations[key].sessions[:-1]
+            archived = self.conversations.get(key, Conversation(key)).sessions[:-1]
             current[key] = current[key]._replace(sessions=(*archived, *current[key].sessions))
         return Snapshot(now, current, known)
 
@@ -227,12 +238,13 @@ class MemoryStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
     ) -> AsyncIterator["MemoryAttempt"]:
         async with self.transaction(progress) as transaction:
             if locking is Locking.PESSIMISTIC:
                 await self.lock(transaction, *(key for key in events if key in self.conversations))
-            yield MemoryAttempt(self, transaction, await self.load(events, transaction), progress, locking)
+            snapshot = await self.load(events, transaction, remembered)
+            yield MemoryAttempt(self, transaction, snapshot, progress, locking)
 
     async def save(
         self, decided: Decided, transaction: Transaction, progress: Progress | None, locking: Locking

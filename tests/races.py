@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from consumer.conversation import Event, Outcome
 from consumer.metrics import Metrics, samples, total
-from consumer.service import Attempt, ConversationService, EventsById, Locking, Progress, Store
+from consumer.service import Attempt, Conversations, ConversationService, EventsById, Locking, Progress, Store
 from tests.conftest import opened
 
 
@@ -28,8 +28,10 @@ class RacingStore:
         self._rounds = 0
 
     @asynccontextmanager
-    async def attempt(self, events: EventsById, progress: Progress | None, locking: Locking) -> AsyncIterator[Attempt]:
-        async with self._store.attempt(events, progress, locking) as attempt:
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations
+    ) -> AsyncIterator[Attempt]:
+        async with self._store.attempt(events, progress, locking, remembered) as attempt:
             self._rounds += 1
             if self._rounds == 1:
                 await self._race.both_have_read.wait()

@@ -15,7 +15,7 @@ from consumer import cli, logs, postgres, settings
 from consumer.conversation import Change, Conversation
 from consumer.errors import UnavailableError
 from consumer.postgres import PostgresAttempt, PostgresStore
-from consumer.service import Decided, EventsById, Locking, Lost, Progress, Snapshot
+from consumer.service import NONE, Conversations, Decided, EventsById, Locking, Lost, Progress, Snapshot
 
 FREEZE_AT_ATTEMPT = 60
 """By then the log is busy, and will be for as long as the freeze lasts."""
@@ -27,9 +27,9 @@ class WithoutDeduplication(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking) as attempt:
+        async with super().attempt(events, progress, locking, remembered) as attempt:
             attempt.snapshot = replace(attempt.snapshot, known={})
             yield attempt
 
@@ -39,14 +39,14 @@ class WithoutRedeciding(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking) as attempt:
+        async with super().attempt(events, progress, locking, remembered) as attempt:
             save = attempt.save
 
             async def regardless(decided: Decided) -> Lost:
                 lost = await save(decided)
-                fresh = await postgres._load(attempt.connection, {key: events[key] for key in lost})  # noqa: SLF001
+                fresh = await postgres._load(attempt.connection, {key: events[key] for key in lost}, {})  # noqa: SLF001
                 return await save(resumed(decided, lost, fresh)) if lost else lost
 
             attempt.save = regardless  # type: ignore[method-assign]
@@ -70,14 +70,14 @@ class FrozenBeforeWriting(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
         FrozenBeforeWriting.attempts += bool(events)
         if FrozenBeforeWriting.attempts == FREEZE_AT_ATTEMPT:
             with suppress(UnavailableError):
-                async with super().attempt(events, progress, locking):
+                async with super().attempt(events, progress, locking, remembered):
                     os.kill(os.getpid(), signal.SIGSTOP)
-        async with super().attempt(events, progress, locking) as attempt:
+        async with super().attempt(events, progress, locking, remembered) as attempt:
             yield attempt
 
 

@@ -6,6 +6,8 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import asyncpg
@@ -17,10 +19,24 @@ from consumer.conversation import Event
 from consumer.devstack.database import execute, new_database
 from consumer.devstack.services import Services
 from consumer.devstack.topic import delete
-from consumer.kafka import admin
+from consumer.kafka import admin, log_bounds
+from consumer.service import Partition
 from consumer.settings import KafkaSettings
+from tests.benchmarks.workload import Workload
 
 PARTITIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A topic with a workload in it. `talk` has the offset of the first event after the opening, by partition."""
+
+    kafka: KafkaSettings
+    workload: Workload
+    talk: dict[int, int]
+
+    def for_a_new_group(self) -> KafkaSettings:
+        return self.kafka.model_copy(update={"group_id": f"{self.kafka.group_id}-{secrets.token_hex(4)}"})
 
 
 class Arena:
@@ -39,8 +55,20 @@ class Arena:
             yield url
 
     @asynccontextmanager
-    async def topic(self, events: Iterable[Event], partitions: int = PARTITIONS) -> AsyncIterator[KafkaSettings]:
-        """A topic with `events` in it, and one for dead letters."""
+    async def log(self, workload: Workload, *, opening: bool = True) -> AsyncIterator[Log]:
+        """A topic with all of the workload, or with what comes after its opening."""
+        async with self.topic() as kafka:
+            events = workload.all()
+            first = list(islice(events, workload.opening))
+            await fill(kafka, first if opening else ())
+            places = [Partition(kafka.group_id, kafka.topics[0], number) for number in range(PARTITIONS)]
+            talk = {place.number: end for place, (_, end) in (await log_bounds(kafka, places)).items()}
+            await fill(kafka, events)
+            yield Log(kafka, workload, talk)
+
+    @asynccontextmanager
+    async def topic(self, configs: dict[str, str] | None = None) -> AsyncIterator[KafkaSettings]:
+        """An empty topic, and one for dead letters."""
         name = f"bench-{secrets.token_hex(6)}"
         kafka = KafkaSettings(
             bootstrap_servers=self.services.kafka,
@@ -49,10 +77,9 @@ class Arena:
             dead_letter_topic=f"{name}.dead-letter",
         )
         async with admin(kafka) as brokers:
-            await brokers.create(kafka.topics[0], partitions, 1, {})
+            await brokers.create(kafka.topics[0], PARTITIONS, 1, configs or {})
             await brokers.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
         try:
-            await fill(kafka, events)
             yield kafka
         finally:
             await delete(self.services.kafka, *kafka.topics, kafka.dead_letter_topic)
@@ -64,13 +91,10 @@ async def fill(kafka: KafkaSettings, events: Iterable[Event]) -> None:
     )
     await producer.start()
     try:
-        sent = None
         for event in events:
             key, value = encoded(event)
-            sent = await producer.send(kafka.topics[0], value, key)
+            await producer.send(kafka.topics[0], value, key)
         await producer.flush()
-        if sent is not None:
-            await sent
     finally:
         await producer.stop()
 

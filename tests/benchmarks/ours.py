@@ -1,4 +1,4 @@
-"""Our replicas as an operator would run them, and how fast their offsets move."""
+"""Our replicas as an operator would run them: how fast their offsets move, and what that takes."""
 
 import asyncio
 import time
@@ -7,22 +7,39 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
+import psutil
 
 from consumer.devstack.database import APPLIED
 from consumer.devstack.replica import Replica
 from consumer.settings import KafkaSettings
-from tests.benchmarks.arena import Arena
+from tests.benchmarks.arena import Arena, Log
 
 SAMPLE_SECONDS = 0.01
 LIMIT_SECONDS = 600
+WARM_UP = 4000
+"""Events applied before the clock starts, once the replicas have started and the conversations are made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Seconds of CPU since their start of the replicas, PostgreSQL and Kafka, as far as they run on this machine."""
+
+    replicas: float
+    postgres: float
+    kafka: float
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(self.replicas - other.replicas, self.postgres - other.postgres, self.kafka - other.kafka)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stretch of the log, from one offset total to another."""
+    """A stretch of the log, applied."""
 
     events: int
     seconds: float
+    cpu: Usage
+    wal_bytes: int
 
     @property
     def rate(self) -> float:
@@ -33,6 +50,7 @@ class Run:
 async def replicas(
     arena: Arena, count: int, kafka: KafkaSettings, database: str, **more: str
 ) -> AsyncIterator[list[Replica]]:
+    """So many of ours for as long as the block lasts; raises if one does not end in good order."""
     settings = {**environment(kafka, database), **more}
     started = [await Replica(settings, arena.logs / f"replica-{number}.log").start() for number in range(count)]
     try:
@@ -40,7 +58,7 @@ async def replicas(
     finally:
         codes = [await replica.stop() for replica in started]
     if any(codes):
-        raise RuntimeError(f"a replica ended with {codes}: {arena.logs}")
+        raise RuntimeError(f"a replica ended with {codes}:\n{started[0].log.read_text()[-2000:]}")
 
 
 def environment(kafka: KafkaSettings, database: str) -> Mapping[str, str]:
@@ -53,21 +71,56 @@ def environment(kafka: KafkaSettings, database: str) -> Mapping[str, str]:
     }
 
 
-async def timed(database: str, start: int, end: int) -> Run:
+async def apply_all(arena: Arena, log: Log, database: str, count: int = 1) -> Run:
+    """Has `count` replicas apply the log from its start; measured from after the opening to the end."""
+    end = sum(log.talk.values()) + log.workload.events
+    async with replicas(arena, count, log.for_a_new_group(), database) as running:
+        return await measured(database, running, sum(log.talk.values()) + WARM_UP, end)
+
+
+async def measured(database: str, running: list[Replica], start: int, end: int) -> Run:
     """Between the moments at which the stored offsets have passed `start` and `end` records."""
     connection = await asyncpg.connect(database)
     try:
-        began, at_start = await _passed(connection, start)
-        ended, at_end = await _passed(connection, end)
-        return Run(at_end - at_start, ended - began)
+        at_start = await passed(connection, start)
+        cpu, wal, began = usage(running), await _wal(connection), time.monotonic()
+        at_end = await passed(connection, end)
+        seconds = time.monotonic() - began
+        return Run(at_end - at_start, seconds, usage(running) - cpu, await _wal(connection) - wal)
     finally:
         await connection.close()
 
 
-async def _passed(connection: asyncpg.Connection, records: int) -> tuple[float, int]:
+async def passed(connection: asyncpg.Connection, records: int, where: str = "") -> int:
+    """Waits until the stored offsets come to so many records."""
     deadline = time.monotonic() + LIMIT_SECONDS
-    while (applied := int(await connection.fetchval(APPLIED))) < records:
+    while (applied := int(await connection.fetchval(f"{APPLIED} {where}"))) < records:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{applied} of {records} records applied after {LIMIT_SECONDS} s")
         await asyncio.sleep(SAMPLE_SECONDS)
-    return time.monotonic(), applied
+    return applied
+
+
+def usage(running: list[Replica]) -> Usage:
+    replicas = sum(_seconds(psutil.Process(replica.process.pid)) for replica in running)
+    return Usage(replicas, _seconds_of("postgres"), _seconds_of("java"))
+
+
+def resident_bytes(replica: Replica) -> int:
+    return int(psutil.Process(replica.process.pid).memory_info().rss)
+
+
+def _seconds_of(name: str) -> float:
+    return sum(_seconds(process) for process in psutil.process_iter(["name"]) if process.info["name"] == name)
+
+
+def _seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
+
+
+async def _wal(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))

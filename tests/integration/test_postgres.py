@@ -25,7 +25,9 @@ from consumer.errors import (
 from consumer.metrics import Metrics
 from consumer.postgres import PostgresAttempt, PostgresStore
 from consumer.service import (
+    NONE,
     Batch,
+    Conversations,
     ConversationService,
     EventsById,
     Locking,
@@ -195,9 +197,9 @@ class AlwaysBeaten(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking) as attempt:
+        async with super().attempt(events, progress, locking, remembered) as attempt:
             if locking is Locking.OPTIMISTIC:
                 await self._rival.apply([message(at=NOW - MINUTE)])
             yield attempt

@@ -56,11 +56,11 @@ class RetryWithoutRedeciding(fakes.MemoryStore):
 Plant = Callable[[], AbstractContextManager[None]]
 Worker, Service = worker.PartitionWorker, service.ConversationService
 Store = fakes.MemoryStore
-EARLY_OFFSET = """self._store.attempt({}, progress, locking) as attempt:
+EARLY_OFFSET = """self._store.attempt({}, progress, locking, {}) as attempt:
             await attempt.save(Decided(attempt.snapshot.now, ()))
-        async with self._store.attempt(events, None, locking) as attempt:"""
+        async with self._store.attempt(events, None, locking, {}) as attempt:"""
 EARLY_READ = """async with self.transaction() as early:
-        snapshot = await self.load(events, early)
+        early_snapshot = await self.load(events, early, remembered)
     async with self.transaction(progress) as transaction:"""
 GUARD = "(stored.next_offset, stored.mark) == (progress.start, progress.mark)"
 LOAD, KNOWN = 'await transaction.statement("load")', "known = {key: self._known(key, events) for key in current}"
@@ -70,7 +70,7 @@ MUTANTS: dict[str, Plant] = {
         Service,
         "_transact",
         (
-            "self._store.attempt(events, progress, locking) as attempt:",
+            "self._store.attempt(events, progress, locking, batch.memory.of(events)) as attempt:",
             EARLY_OFFSET,
         ),
     ),
@@ -126,7 +126,7 @@ MUTANTS: dict[str, Plant] = {
         Store,
         "attempt",
         ("async with self.transaction(progress) as transaction:", EARLY_READ),
-        ("await self.load(events, transaction)", "snapshot"),
+        ("await self.load(events, transaction, remembered)", "early_snapshot"),
     ),
     "ids read before rows": partial(
         rewritten,
@@ -134,6 +134,9 @@ MUTANTS: dict[str, Plant] = {
         "load",
         (LOAD, f"{KNOWN.replace('current', 'events')}; {LOAD}"),
         (f"    {KNOWN}", ""),
+    ),
+    "memory that outlives a rewind": partial(
+        rewritten, service.Memory, "forget", ("self._conversations.clear()", "pass")
     ),
     "alarm that rings once": partial(rewritten, Store, "_ring", ("now + pause", "now + timedelta(days=9)")),
 }

@@ -20,7 +20,9 @@ from consumer.errors import (
 )
 from consumer.metrics import Metrics
 from consumer.service import (
+    NONE,
     Batch,
+    Conversations,
     ConversationService,
     Decided,
     EventsById,
@@ -58,9 +60,9 @@ class Rivalled(MemoryStore):
         self.times = times
         self.loads: list[list[str]] = []
 
-    async def load(self, events: EventsById, transaction: Transaction) -> Snapshot:
+    async def load(self, events: EventsById, transaction: Transaction, remembered: Conversations = NONE) -> Snapshot:
         self.loads.append(sorted(events))
-        return await super().load(events, transaction)
+        return await super().load(events, transaction, remembered)
 
     async def save(self, decided: Decided, *rest: Any) -> Lost:
         if self.times and rest[-1] is not Locking.PESSIMISTIC:

@@ -12,6 +12,7 @@ down_revision = "0003"
 
 ID = sa.Text(collation="C")
 TIME = sa.DateTime(timezone=True)
+CONVERSATION_VERSION: Sequence[tuple[str, Any]] = [("conversation_id", ID), ("version", sa.BigInteger())]
 EVENT_IDENTITY: Sequence[tuple[str, Any]] = [("conversation_id", ID), ("source", ID), ("event_id", ID)]
 CONVERSATION_WRITE: Sequence[tuple[str, Any]] = [
     ("loaded", sa.BigInteger()),
@@ -37,6 +38,7 @@ CONVERSATION_WRITE: Sequence[tuple[str, Any]] = [
 
 
 def upgrade() -> None:
+    create_type("conversation_version", CONVERSATION_VERSION)
     create_type("event_identity", EVENT_IDENTITY)
     create_type("conversation_write", CONVERSATION_WRITE)
 
@@ -50,3 +52,4 @@ def create_type(name: str, attributes: Sequence[tuple[str, sa.types.TypeEngine[A
 def downgrade() -> None:
     op.execute("DROP TYPE conversation_write")
     op.execute("DROP TYPE event_identity")
+    op.execute("DROP TYPE conversation_version")
