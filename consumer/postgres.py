@@ -208,6 +208,13 @@ _RING = f"""
 _OVERDUE = f"""
     SELECT count(*) FROM conversation
     WHERE wake_at < now() + interval '15 min' AND {_DEADLINE} < now() - interval '60 s'"""
+_HISTORY_SIZE = "SELECT pg_relation_size('conversation_event'), current_setting('block_size')::int"
+# By page: rows of the history never move, so each is seen once, and no insert pays for an index. Not even a BRIN would
+# serve: new rows fill the space that pruning frees, and soon every page range holds rows of every age.
+# By `recorded_at`: a row written after its record entered the log outlasts the record; an event may be dated at will.
+_OLD = "FROM conversation_event WHERE ctid >= $1 AND ctid < $2 AND recorded_at < $3"
+_COUNT_OLD = f"SELECT count(*) {_OLD}"
+_PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
 _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
@@ -319,6 +326,26 @@ class PostgresStore:
         )
         async with self._measured("load"), self._reading.connect() as connection:
             return [_history_row(row) for row in await _execute(connection, sql, conversation_id)]
+
+    async def history_size(self) -> tuple[int, int]:
+        """Pages of the history's table, and bytes of a page."""
+        async with self._measured("load"), self._reading.connect() as connection:
+            table, page = (await _execute(connection, _HISTORY_SIZE))[0]
+            return table // page, page
+
+    async def count_old(self, pages: range, before: datetime) -> int:
+        """How many rows `prune` would remove."""
+        async with self._measured("load"), self._reading.connect() as connection:
+            return int((await _execute(connection, _COUNT_OLD, *_bounds(pages), before))[0][0])
+
+    async def prune(self, pages: range, before: datetime) -> int:
+        """Removes the history that lies on these pages of its table and was recorded before a time; how many rows.
+
+        Takes no lock that a writer of conversations waits for. Raises `ContentionError` if another pruning, or somebody
+        who alters the table, is in the way.
+        """
+        async with self._transaction("prune", None) as connection:
+            return int((await _execute(connection, _PRUNE, *_bounds(pages), before))[0][0])
 
     @asynccontextmanager
     async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[AsyncConnection]:
@@ -485,6 +512,10 @@ def _superseded(change: Change) -> list[Session]:
 
 def _columns(rows: Sequence[Sequence[Any]], width: int = 0) -> Sequence[Sequence[Any]]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (pages.start, 0), (pages.stop, 0)
 
 
 def _key(partition: Partition) -> tuple[str, str, int]:

@@ -249,6 +249,16 @@ def duration(text: str) -> timedelta:
     return understood
 
 
+def spelled(duration: timedelta) -> str:
+    """As one would write it: `15m`, `48h`, `14d2h`; days from three on."""
+    rest, parts = duration.total_seconds(), list[str]()
+    for unit, size, least in (("d", 86_400, 3), ("h", 3600, 1), ("m", 60, 1)):
+        if rest >= least * size:
+            parts.append(f"{rest // size:g}{unit}")
+            rest %= size
+    return "".join(parts) + (f"{rest:g}s" if rest or not parts else "")
+
+
 def variables() -> Iterator[tuple[str, str, str]]:
     """(variable, default, meaning) of every setting, in order."""
     for group, field in Settings.model_fields.items():
@@ -270,20 +280,11 @@ def _shown(default: object) -> str:
         case SecretStr():
             return default.get_secret_value()
         case timedelta():
-            return _spelled(default)
+            return spelled(default)
         case tuple():
             return ",".join(default)
         case _:
             return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def _spelled(duration: timedelta) -> str:
-    """As `48h`: the largest unit in which it is a whole number, days from three on."""
-    seconds = duration.total_seconds()
-    for unit, size, least in (("d", 86_400, 3), ("h", 3600, 1), ("m", 60, 1)):
-        if seconds >= least * size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
 
 
 def load() -> Settings:
