@@ -52,6 +52,7 @@ INFLATED = 64
 RETENTION_SLACK = timedelta(hours=2)
 """Beyond a topic's settings: brokers take records dated an hour ahead, and look for old segments every five minutes."""
 FOR_EVER_MS = 100 * 365 * 86_400_000
+"""A century: who sets more means no limit."""
 HEADER_BYTES = 1024
 """Room that the error headers of a dead letter may take beyond the record."""
 

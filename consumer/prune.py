@@ -1,8 +1,8 @@
 """`prune`: removes history older than a horizon, and nothing else.
 
 The history is also what duplicates are known by: a record that can still be read must find its row, so the horizon
-cannot be shorter than the log. By how much it is longer is how late a provider may deliver an event again and still
-have one effect after the log is read anew: that delivery lies in the log when the first one no longer does.
+cannot be shorter than the log. By how much it is longer is how late a provider may deliver an event again without harm
+if the log is read anew: the second delivery still lies in the log when the first one no longer does.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,8 +28,8 @@ RETRY_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0
 """How long a batch waits for whoever holds the table, an index build or another pruning."""
 
-Act = Callable[[range, datetime], Awaitable[int]]
-"""What is done to the rows on these pages that were recorded before a time; how many they were."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ async def make_plan(kafka: KafkaAdmin, store: PostgresStore, topics: tuple[str, 
         before = await store.now() - horizon
     except OverflowError:
         raise ConfigurationError("the horizon lies before the year 1: choose a shorter one") from None
-    return Plan(before, retentions, *await store.history_size())
+    return Plan(before, retentions, *await _patiently(store.history_size))
 
 
 def _checked(topic: str, retention: timedelta | None, horizon: timedelta) -> timedelta:
@@ -109,12 +110,12 @@ async def carry_out(
             rows += await _patiently(act, pages, plan.before)
             seen = pages.stop
             progress.update(task, completed=seen, description=f"{rows:,} rows, pages")
-            if pause_seconds:
+            if pause_seconds and seen < plan.pages:
                 await _rest(pause_seconds, stopping)
     return Pruned(rows, time.perf_counter() - started, whole=seen >= plan.pages)
 
 
-async def _patiently(act: Act, pages: range, before: datetime) -> int:
+async def _patiently(act: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Waits for whoever has the table to himself, for a while. Raises `ConsumerError` if it lasts."""
     try:
         async for attempt in AsyncRetrying(
@@ -124,10 +125,10 @@ async def _patiently(act: Act, pages: range, before: datetime) -> int:
             reraise=True,
         ):
             with attempt:
-                rows = await act(pages, before)
+                found = await act(*args, **kwargs)
     except ContentionError as error:
         raise ConsumerError("somebody holds the table conversation_event: run this again when it is free") from error
-    return rows
+    return found
 
 
 async def _rest(seconds: float, stopping: asyncio.Event) -> None:
