@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
@@ -382,7 +382,7 @@ def prune(
         async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:
             await check_schema(store)
             plan = await make_plan(client, store, settings.kafka.topics, horizon)
-            print_plan(plan, horizon)
+            print_plan(plan)
             if not (yes or dry_run):
                 out.print("nothing done: add --yes, or --dry-run to count the rows")
                 return True
@@ -400,10 +400,9 @@ def prune(
     raise typer.Exit(0 if asyncio.run(work()) else 1)
 
 
-def print_plan(plan: Plan, horizon: timedelta) -> None:
-    ago = configuration.spelled(horizon)
+def print_plan(plan: Plan) -> None:
     lines = [
-        f"to go: history recorded before {moment(plan.before)}, {ago} ago",
+        f"to go: history recorded before {moment(plan.before)}, {configuration.spelled(plan.horizon)} ago",
         f"table: {plan.pages * plan.page_bytes / 2**20:,.1f} MiB, {plan.pages:,} pages",
         *(
             f"{topic}: no record is older than {configuration.spelled(retention)}"

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from consumer.errors import ConfigurationError, ConsumerError, ContentionError
-from consumer.kafka import KafkaAdmin
+from consumer.kafka import RETENTION_SLACK, KafkaAdmin
 from consumer.postgres import PostgresStore
 from consumer.settings import spelled
 
@@ -39,6 +39,7 @@ class Plan:
     `retentions` has for each input topic how old its records may become.
     """
 
+    horizon: timedelta
     before: datetime
     retentions: Mapping[str, timedelta]
     pages: int
@@ -68,7 +69,7 @@ async def make_plan(kafka: KafkaAdmin, store: PostgresStore, topics: tuple[str, 
         before = await store.now() - horizon
     except OverflowError:
         raise ConfigurationError("the horizon lies before the year 1: choose a shorter one") from None
-    return Plan(before, retentions, *await _patiently(store.history_size))
+    return Plan(horizon, before, retentions, *await _patiently(store.history_size))
 
 
 def _checked(topic: str, retention: timedelta | None, horizon: timedelta) -> timedelta:
@@ -81,7 +82,7 @@ def _checked(topic: str, retention: timedelta | None, horizon: timedelta) -> tim
     if horizon < retention:
         raise ConfigurationError(
             f"a horizon of {spelled(horizon)} is too short: a record of {topic} can become {spelled(retention)} old "
-            f"(retention.ms + segment.ms + 2h), and {why}. "
+            f"(retention.ms + segment.ms + {spelled(RETENTION_SLACK)}), and {why}. "
             f"Prune with --older-than {spelled(retention)} or more, or lower the topic's retention.ms or segment.ms"
         )
     return retention

@@ -1,9 +1,8 @@
 """What pruning costs: rows a second, and the WAL that a replica or a backup has to take."""
 
 import asyncio
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import timedelta
 
 import asyncpg
 from rich.console import Console
@@ -33,13 +32,13 @@ async def measure(url: str, rows: int = 1_000_000, batch_pages: int = BATCH_PAGE
     """Fills the empty history of the database at `url` with sixty days of rows, and prunes the older half."""
     connection = await asyncpg.connect(url)
     try:
-        half = datetime.fromtimestamp(time.time() - 30 * 86_400, UTC)
         await connection.execute(FILL, rows)
         await connection.execute("VACUUM ANALYZE conversation_event")
         await connection.execute("CHECKPOINT")
         before = await connection.fetchval("SELECT pg_current_wal_insert_lsn()")
         async with PostgresStore.open(DatabaseSettings(url=url)) as store:
-            plan = Plan(half, {}, *await store.history_size())
+            horizon = timedelta(days=30)
+            plan = Plan(horizon, await store.now() - horizon, {}, *await store.history_size())
             pruned = await carry_out(Console(quiet=True), store, plan, asyncio.Event(), batch_pages=batch_pages)
         wal_bytes = await connection.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1)", before)
         return Pruning(pruned.rows, pruned.seconds, int(wal_bytes))

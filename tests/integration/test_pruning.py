@@ -25,7 +25,8 @@ KEPT_ELSEWHERE = ("conversation", "conversation_session_archive", "transition_ou
 
 
 async def planned(store: PostgresStore) -> Plan:
-    return Plan(await store.now() - timedelta(days=30), {}, *await store.history_size())
+    horizon = timedelta(days=30)
+    return Plan(horizon, await store.now() - horizon, {}, *await store.history_size())
 
 
 async def pruned(store: PostgresStore, plan: Plan | None = None, **options: Any) -> Pruned:
