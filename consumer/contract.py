@@ -1,7 +1,6 @@
 """Between the event contract and the lifecycle: contract models to events, and events held against their model."""
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -12,19 +11,15 @@ from consumer.conversation import Author, Event, Intent, ManualClose, Message, S
 from consumer.errors import InvalidEventError
 from schemas.cloudevents import check_time
 
+AUTHORS = {author.value: author for author in Author}
+
 
 def to_event(model: schemas.IncomingEvent) -> Event:
     """The lifecycle's event of a decoded record."""
     match model:
         case schemas.InboundMessage(data=data):
-            return Message(
-                conversation_id=model.subject,
-                source=model.source,
-                event_id=model.id,
-                at=model.time,
-                author=Author(data.author),
-                intent=Intent(data.intent) if data.intent else None,
-            )
+            intent = Intent.CLOSE if data.intent else None
+            return Message(model.subject, model.source, model.id, model.time, AUTHORS[data.author], intent)
         case schemas.ManualClose(data=close):
             return ManualClose(
                 conversation_id=model.subject,
@@ -52,7 +47,7 @@ def checked(event: Event) -> Event:
         raise InvalidEventError(f"{event.kind} event, {where}: {first['msg']}") from None
     except schemas.Invalid as error:
         raise InvalidEventError(f"{event.kind} event, {error.detail}") from None
-    return replace(event, at=model.time)
+    return event._replace(at=model.time)
 
 
 def encoded(event: Event) -> tuple[bytes, bytes]:

@@ -2,19 +2,28 @@
 
 A conversation is a sequence of sessions 1, 2, 3, ...; only the last, the *current* one, can be open. `apply` decides
 one event, `fold` a batch of them. Times are aware UTC datetimes: `at` is event time, `now` is the database's clock.
+
+What is made anew for every event is a named tuple: immutable like the frozen dataclasses beside it, and several times
+faster to make and to change (`make profile`).
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import ClassVar, assert_never
+from typing import NamedTuple, assert_never
 
 CONSUMER_SOURCE = "consumer"
 """`source` of the rows an event causes besides its own; reserved, no event may carry it."""
 
 
-class Status(StrEnum):
+class Word(StrEnum):
+    """A closed vocabulary. Its words hash as the strings that they equal, as `Enum` alone would not, and faster."""
+
+    __hash__ = str.__hash__
+
+
+class Status(Word):
     PENDING = "pending"
     PROGRESS = "progress"
     IDLE_TIMEOUT = "idle_timeout"
@@ -29,18 +38,18 @@ class Status(StrEnum):
         return self in OPEN
 
 
-class Author(StrEnum):
+class Author(Word):
     USER = "user"
     AGENT = "agent"
     SUPPORT = "support"
     SYSTEM = "system"
 
 
-class Intent(StrEnum):
+class Intent(Word):
     CLOSE = "close"
 
 
-class Kind(StrEnum):
+class Kind(Word):
     """The short event types: values of `conversation_event.type` and of the `type` and `operation` labels."""
 
     INBOUND_MESSAGE = "inbound-message"
@@ -48,7 +57,7 @@ class Kind(StrEnum):
     TICK = "tick"
 
 
-class Outcome(StrEnum):
+class Outcome(Word):
     """What became of an event."""
 
     APPLIED = "applied"
@@ -101,28 +110,37 @@ class Policy:
     clock_tolerance: timedelta = timedelta(seconds=5)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(NamedTuple):
     """Somebody wrote. A `user` message with `intent` close is a goodbye; the intent of others is ignored."""
 
-    kind: ClassVar[Kind] = Kind.INBOUND_MESSAGE
     conversation_id: str
     source: str
     event_id: str
     at: datetime
     author: Author
     intent: Intent | None = None
+    kind: Kind = Kind.INBOUND_MESSAGE
 
     @property
     def is_goodbye(self) -> bool:
-        return self.author is Author.USER and self.intent is Intent.CLOSE
+        return self.intent is Intent.CLOSE and self.author is Author.USER
+
+    @property
+    def requested(self) -> str:
+        return Intent.CLOSE if self.is_goodbye else self.author
+
+    @property
+    def actor(self) -> str:
+        return self.author
+
+    @property
+    def reason(self) -> None:
+        return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManualClose:
+class ManualClose(NamedTuple):
     """Somebody closed the conversation on purpose. `status` is any of `RANK` but `expired`."""
 
-    kind: ClassVar[Kind] = Kind.MANUAL_CLOSE
     conversation_id: str
     source: str
     event_id: str
@@ -130,17 +148,21 @@ class ManualClose:
     status: Status
     actor: str
     reason: str | None = None
+    kind: Kind = Kind.MANUAL_CLOSE
+
+    @property
+    def requested(self) -> str:
+        return self.status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
+class Tick(NamedTuple):
     """Deadlines before `at` may take effect."""
 
-    kind: ClassVar[Kind] = Kind.TICK
     conversation_id: str
     source: str
     event_id: str
     at: datetime
+    kind: Kind = Kind.TICK
 
 
 Event = Message | ManualClose | Tick
@@ -149,15 +171,14 @@ Identity = tuple[str, str]
 """(`source`, `event_id`): with the conversation id, what deduplication goes by."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """One stretch of talk, from its first message to its closing."""
+class Session(NamedTuple):
+    """One stretch of talk, from its first message to its closing. The fields are the columns, in their order."""
 
     number: int
     status: Status
     opened_at: datetime
-    accepted_at: datetime | None = None
-    accepted_by: Author | None = None
+    accepted_at: datetime | None
+    accepted_by: Author | None
     last_activity_at: datetime
     last_user_message_at: datetime | None = None
     last_agent_message_at: datetime | None = None
@@ -178,8 +199,7 @@ class Session:
         return self.expires_at
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """A conversation at one version. Never seen: version 0, no sessions.
 
     `sessions` ascend and end with the current one; older ones are present only where they were loaded.
@@ -198,19 +218,25 @@ class Conversation:
         for session in reversed(self.sessions):
             if session.opened_at <= at:
                 return session
-        return replace(self.sessions[0], opened_at=at) if self.sessions else None
+        return self.sessions[0]._replace(opened_at=at) if self.sessions else None
 
     def status_of(self, number: int) -> Status | None:
-        return next((session.status for session in self.sessions if session.number == number), None)
+        for session in reversed(self.sessions):
+            if session.number == number:
+                return session.status
+        return None
 
     def with_session(self, session: Session) -> "Conversation":
         """The next version: `session` put in its place, or appended as the new current one."""
-        others = (other for other in self.sessions if other.number != session.number)
-        return Conversation(self.id, self.version + 1, tuple(sorted((*others, session), key=lambda s: s.number)))
+        older: tuple[Session, ...] = self.sessions[:-1]
+        newer: tuple[Session, ...] = ()
+        if self.sessions and self.sessions[-1].number != session.number:
+            older = tuple(other for other in self.sessions if other.number < session.number)
+            newer = tuple(other for other in self.sessions if other.number > session.number)
+        return Conversation(self.id, self.version + 1, (*older, session, *newer))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryRow:
+class HistoryRow(NamedTuple):
     """One version of a conversation and what made it."""
 
     conversation_id: str
@@ -233,8 +259,7 @@ class HistoryRow:
         return self.from_status != self.to_status
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The conversation after an event, the rows that tell how it got there, and the outcome to count."""
 
     conversation: Conversation
@@ -253,11 +278,11 @@ class Decision:
             kind=event.kind,
             occurred_at=event.at,
             outcome=outcome,
-            requested=_requested(event),
+            requested=event.requested,
             from_status=self.conversation.status_of(session.number),
             to_status=session.status,
-            actor=event.author if isinstance(event, Message) else event.actor,
-            reason=None if isinstance(event, Message) else event.reason,
+            actor=event.actor,
+            reason=event.reason,
         )
         return Decision(after, (*self.rows, row), outcome)
 
@@ -282,8 +307,7 @@ class Decision:
         return Decision(after, (*self.rows, row), self.outcome)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a batch of events does to one conversation. `outcomes[i]` belongs to `events[i]`."""
 
     before: Conversation
@@ -338,7 +362,8 @@ def apply(conversation: Conversation, event: Event, policy: Policy, now: datetim
         case Tick():
             return _tick(conversation, min(event.at, now), policy)
         case Message() | ManualClose():
-            event = replace(event, at=min(event.at, now + policy.clock_tolerance))
+            latest = now + policy.clock_tolerance
+            event = event if event.at <= latest else event._replace(at=latest)
             settled = _settle(Decision(conversation), event.at, policy)
             if isinstance(event, ManualClose) or event.is_goodbye:
                 return _close(settled, event, policy)
@@ -365,15 +390,15 @@ def _tick(conversation: Conversation, as_of: datetime, policy: Policy) -> Decisi
         return Decision(conversation, outcome=Outcome.UNKNOWN)
     settled = _settle(Decision(conversation), as_of, policy)
     if settled.rows:
-        return replace(settled, outcome=Outcome.APPLIED)
-    return replace(settled, outcome=Outcome.EARLY if conversation.current.status.is_open else Outcome.NOOP)
+        return settled._replace(outcome=Outcome.APPLIED)
+    return settled._replace(outcome=Outcome.EARLY if conversation.current.status.is_open else Outcome.NOOP)
 
 
 def _settle(decision: Decision, as_of: datetime, policy: Policy) -> Decision:
     """Lets each deadline before `as_of` take effect in order, dated at the deadline: correctness never needs a tick."""
     session = decision.conversation.current
-    while session is not None and session.deadline is not None and session.deadline < as_of:
-        due, session = session.deadline, _timed_out(session, policy)
+    while session is not None and (due := session.deadline) is not None and due < as_of:
+        session = _timed_out(session, policy)
         decision = decision.caused(Kind.TICK, "timer", session, due)
     return decision
 
@@ -461,14 +486,14 @@ def _close_closed(decision: Decision, session: Session, event: Closing, policy: 
         if event.at > closed_at + policy.reclassification_window:
             return decision.recorded(event, session, Outcome.LATE)
         outcome = Outcome.RECLASSIFIED
-        session = replace(_closed_by(event, session), reclassified_at=event.at)
+        session = _closed_by(event, session)._replace(reclassified_at=event.at)
     floor = max(session.opened_at, session.last_user_message_at or session.opened_at)
-    return decision.recorded(event, replace(session, closed_at=max(floor, min(closed_at, event.at))), outcome)
+    return decision.recorded(event, session._replace(closed_at=max(floor, min(closed_at, event.at))), outcome)
 
 
 def _opened(number: int, at: datetime, policy: Policy) -> Session:
     """An open session in which nobody has written yet."""
-    blank = Session(number=number, status=Status.PENDING, opened_at=at, last_activity_at=at)
+    blank = Session(number, Status.PENDING, at, accepted_at=None, accepted_by=None, last_activity_at=at)
     return _moved(blank, Status.PENDING, policy)
 
 
@@ -484,29 +509,32 @@ def _received(session: Session, message: Message, policy: Policy) -> Session:
     is_activity = message.author is not Author.SYSTEM or accepts
     is_news = is_activity and at > session.last_activity_at
     resumes = is_news and session.status is Status.IDLE_TIMEOUT
-    if accepts:
-        session = replace(session, accepted_at=at, accepted_by=message.author)
-    counted = replace(
-        session,
-        last_activity_at=at if is_news else session.last_activity_at,
+    status = Status.PROGRESS if accepts or resumes else session.status
+    active_at = at if is_news else session.last_activity_at
+    renews = is_news or status is not session.status
+    idle_at, expires_at = deadlines(status, active_at, policy) if renews else (session.idle_at, session.expires_at)
+    return session._replace(
+        status=status,
+        accepted_at=at if accepts else session.accepted_at,
+        accepted_by=message.author if accepts else session.accepted_by,
+        last_activity_at=active_at,
         last_user_message_at=_later(session.last_user_message_at, at) if by_user else session.last_user_message_at,
         last_agent_message_at=_later(session.last_agent_message_at, at) if answered else session.last_agent_message_at,
         user_messages=session.user_messages + by_user,
         agent_messages=session.agent_messages + answered,
+        idle_at=idle_at,
+        expires_at=expires_at,
     )
-    status = Status.PROGRESS if accepts or resumes else session.status
-    return _moved(counted, status, policy) if is_news or status is not session.status else counted
 
 
 def _moved(session: Session, status: Status, policy: Policy) -> Session:
     """The session in an open `status`, its deadlines renewed."""
     idle_at, expires_at = deadlines(status, session.last_activity_at, policy)
-    return replace(session, status=status, idle_at=idle_at, expires_at=expires_at)
+    return session._replace(status=status, idle_at=idle_at, expires_at=expires_at)
 
 
 def _closed(session: Session, status: Status, at: datetime, reason: str | None) -> Session:
-    return replace(
-        session,
+    return session._replace(
         status=status,
         closed_at=at,
         closed_by=CLOSED_BY[status],
@@ -517,14 +545,13 @@ def _closed(session: Session, status: Status, at: datetime, reason: str | None) 
 
 
 def _closed_by(event: Closing, session: Session) -> Session:
-    reason = event.reason if isinstance(event, ManualClose) else None
-    return _closed(session, _closing_status(event), event.at, reason)
+    return _closed(session, _closing_status(event), event.at, event.reason)
 
 
 def _reopened(expired: Session) -> Session:
     """The session as it was before it expired, but for the deadlines: the message that proves it alive renews them."""
     status = Status.PENDING if expired.accepted_at is None else Status.PROGRESS
-    return replace(expired, status=status, closed_at=None, closed_by=None, close_reason=None)
+    return expired._replace(status=status, closed_at=None, closed_by=None, close_reason=None)
 
 
 def _left_behind(session: Session, newest: datetime, at: datetime) -> Session:
@@ -532,8 +559,7 @@ def _left_behind(session: Session, newest: datetime, at: datetime) -> Session:
     users = max(0, session.user_messages - 1)
     agents = max(0, session.agent_messages - _is_answered(session, newest))
     accepted = session.accepted_at is not None and session.accepted_at <= at
-    return replace(
-        session,
+    return session._replace(
         accepted_at=session.accepted_at if accepted else None,
         accepted_by=session.accepted_by if accepted else None,
         last_activity_at=min(session.last_activity_at, at),
@@ -547,8 +573,7 @@ def _left_behind(session: Session, newest: datetime, at: datetime) -> Session:
 def _taken_along(session: Session, newest: datetime, policy: Policy) -> Session:
     """The next session, opened by the user's newest message and the answer to it, if there is one."""
     answer = session.last_agent_message_at if _is_answered(session, newest) else None
-    opened = replace(
-        _opened(session.number + 1, newest, policy),
+    opened = _opened(session.number + 1, newest, policy)._replace(
         accepted_at=answer,
         accepted_by=Author.AGENT if answer else None,
         last_activity_at=answer or newest,
@@ -566,12 +591,6 @@ def _is_answered(session: Session, newest: datetime) -> bool:
 
 def _closing_status(event: Closing) -> Status:
     return event.status if isinstance(event, ManualClose) else Status.USER_CLOSED
-
-
-def _requested(event: Closing) -> str:
-    if isinstance(event, ManualClose):
-        return event.status
-    return Intent.CLOSE if event.is_goodbye else event.author
 
 
 def _later(one: datetime | None, other: datetime) -> datetime:

@@ -1,20 +1,19 @@
 """PostgreSQL: the tables, the store and the stored offsets. The only SQL; driver errors are classified here, once.
 
-Rows travel as arrays: one statement per table and batch, whatever the number of conversations.
+Rows travel as arrays of rows, or by COPY: one statement per table and batch, whatever the number of conversations.
+SQLAlchemy owns tables and pool; the statements go to the driver itself, which takes half the time for them.
 """
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import fields
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from consumer.conversation import (
     Author,
@@ -136,27 +135,13 @@ kafka_offset = sa.Table(
     sa.PrimaryKeyConstraint("consumer_group", "topic", "partition"),
 )
 
-_SESSION_FIELDS = tuple(field.name for field in fields(Session))
 _SESSION_COLUMNS = tuple(column.name for column in _session_columns())
-_HISTORY_COLUMNS = tuple(column.name for column in conversation_event.c)
-_session_values = attrgetter(*_SESSION_FIELDS)
+_HISTORY_COLUMNS = tuple("type" if name == "kind" else name for name in HistoryRow._fields)
+_OUTBOX_COLUMNS = tuple(column.name for column in transition_outbox.c if column.name != "id")
+_OUTBOX_FIELDS = attrgetter(*_OUTBOX_COLUMNS)
 _SESSION_LIST = ", ".join(_SESSION_COLUMNS)
-
-
-def _unnest(columns: Iterable[sa.Column[Any]], *, extra: str = "") -> str:
-    """`unnest($1::text[], ...) AS n (...)`: rows of `columns` as arrays, first the bigint column `extra`, if named."""
-    typed = [(extra, "bigint")] if extra else []
-    typed += [
-        (column.name, "text" if isinstance(column.type, sa.Text) else str(column.type.compile(_DIALECT)))
-        for column in columns
-    ]
-    arrays = ", ".join(f"${number}::{kind}[]" for number, (_, kind) in enumerate(typed, start=1))
-    return f"unnest({arrays}) AS n ({', '.join(name for name, _ in typed)})"
-
-
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
-_CONVERSATION_ROW = [column for column in conversation.c if column.name != "wake_at"]
-_OUTBOX_ROW = [column for column in transition_outbox.c if column.name != "id"]
+_STATUS = {status.value: status for status in Status}
+_AUTHOR = {author.value: author for author in Author}
 
 _LOAD = f"SELECT conversation_id, version, {_SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
 _LOAD_ARCHIVE = f"""
@@ -165,31 +150,24 @@ _LOAD_ARCHIVE = f"""
 _KNOWN_AND_NOW = """
     SELECT clock_timestamp(), e.conversation_id, e.source, e.event_id
     FROM (VALUES (1)) AS once (row) LEFT JOIN (
-        unnest($1::text[], $2::text[], $3::text[]) AS k (conversation_id, source, event_id)
-        JOIN conversation_event AS e USING (conversation_id, source, event_id)
+        unnest($1::event_identity[]) AS k JOIN conversation_event AS e USING (conversation_id, source, event_id)
     ) ON true"""
 _LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
 _UPDATE = f"""
     UPDATE conversation AS c SET version = n.version, {", ".join(f"{name} = n.{name}" for name in _SESSION_COLUMNS)},
         wake_at = CASE WHEN n.expires_at IS NOT NULL THEN LEAST(c.wake_at, n.idle_at, n.expires_at) END
-    FROM {_unnest(_CONVERSATION_ROW, extra="loaded")}
+    FROM unnest($1::conversation_write[]) AS n
     WHERE c.conversation_id = n.conversation_id AND c.version = n.loaded
     RETURNING c.conversation_id"""
 _INSERT = f"""
     INSERT INTO conversation (conversation_id, version, {_SESSION_LIST}, wake_at)
-    SELECT n.*, LEAST(n.idle_at, n.expires_at) FROM {_unnest(_CONVERSATION_ROW)}
+    SELECT conversation_id, version, {_SESSION_LIST}, LEAST(idle_at, expires_at) FROM unnest($1::conversation_write[])
     ON CONFLICT DO NOTHING RETURNING conversation_id"""
 _ARCHIVE = f"""
     INSERT INTO conversation_session_archive (conversation_id, {_SESSION_LIST})
-    SELECT * FROM {_unnest(conversation_session_archive.c)}
+    SELECT conversation_id, {_SESSION_LIST} FROM unnest($1::conversation_write[])
     ON CONFLICT (conversation_id, session) DO UPDATE SET
         {", ".join(f"{name} = excluded.{name}" for name in _SESSION_COLUMNS if name != "session")}"""
-_HISTORY = f"""
-    INSERT INTO conversation_event ({", ".join(_HISTORY_COLUMNS)})
-    SELECT * FROM {_unnest(conversation_event.c)}"""
-_OUTBOX = f"""
-    INSERT INTO transition_outbox ({", ".join(column.name for column in _OUTBOX_ROW)})
-    SELECT * FROM {_unnest(_OUTBOX_ROW)}"""
 _OF_PARTITION = "consumer_group = $1 AND topic = $2 AND partition = $3"
 _GUARD = f"SELECT 1 FROM kafka_offset WHERE {_OF_PARTITION} AND next_offset = $4 AND mark = $5 FOR NO KEY UPDATE"
 _ADVANCE = f"UPDATE kafka_offset SET next_offset = $4, mark = $5 WHERE {_OF_PARTITION}"
@@ -225,7 +203,6 @@ class PostgresStore:
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics | None = None) -> None:
         self._engine = engine
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._metrics = metrics or Metrics()
         self._metrics.db_pool_connections.labels("in_use").set_function(lambda: _pool(engine).checkedout())
         self._metrics.db_pool_connections.labels("idle").set_function(lambda: _pool(engine).checkedin())
@@ -240,7 +217,7 @@ class PostgresStore:
             pool_size=settings.writers + 1,
             max_overflow=0,
             pool_timeout=settings.command_timeout_seconds,
-            hide_parameters=True,
+            isolation_level="AUTOCOMMIT",
         )
         try:
             yield cls(engine, metrics)
@@ -253,90 +230,89 @@ class PostgresStore:
     ) -> AsyncIterator["PostgresAttempt"]:
         async with self._transaction("save", progress) as connection:
             if locking is Locking.PESSIMISTIC:
-                await _execute(connection, _LOCK, list(events))
+                await connection.fetch(_LOCK, list(events))
             yield PostgresAttempt(connection, await _load(connection, events), progress, locking)
 
     async def ring(self, limit: int) -> list[Alarm]:
         """See `ticker.Alarms`. Rows that somebody else holds are left to ring again."""
         async with self._transaction("ring", None) as connection:
-            return [Alarm(*row) for row in await _execute(connection, _RING, limit)]
+            return [Alarm(*row) for row in await connection.fetch(_RING, limit)]
 
     async def overdue(self) -> int:
         """See `ticker.Alarms`. What is overdue has an alarm within the next quarter of an hour."""
-        async with self._measured("load"), self._reading.connect() as connection:
-            return int((await _execute(connection, _OVERDUE))[0][0])
+        async with self._connection("load") as connection:
+            return int(await connection.fetchval(_OVERDUE))
 
     async def stored_offset(self, partition: Partition) -> StoredOffset | None:
-        async with self._measured("load"), self._reading.connect() as connection:
-            rows = await _execute(connection, _STORED_OFFSET, *_key(partition))
-        return StoredOffset(*rows[0]) if rows else None
+        async with self._connection("load") as connection:
+            row = await connection.fetchrow(_STORED_OFFSET, *_key(partition))
+        return StoredOffset(*row) if row else None
 
     async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
         """Makes the row at a partition's first assignment; one that is there stays as it is."""
         async with self._transaction("save", None) as connection:
-            await _execute(connection, _CREATE_OFFSET, *_key(partition), offset.cluster_id, offset.next_offset)
+            await connection.execute(_CREATE_OFFSET, *_key(partition), offset.cluster_id, offset.next_offset)
 
     async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
         """All of them, by group, topic and partition."""
         sql = (
             "SELECT consumer_group, topic, partition, cluster_id, next_offset, mark FROM kafka_offset ORDER BY 1, 2, 3"
         )
-        async with self._measured("load"), self._reading.connect() as connection:
-            return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await _execute(connection, sql)]
+        async with self._connection("load") as connection:
+            return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await connection.fetch(sql)]
 
     async def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
         """An operator's decision: where the partition goes on, whatever was stored."""
         async with self._transaction("save", None) as connection:
-            await _execute(connection, _SET_OFFSET, *_key(partition), offset.cluster_id, offset.next_offset)
+            await connection.execute(_SET_OFFSET, *_key(partition), offset.cluster_id, offset.next_offset)
 
     async def answers(self) -> bool:
         """Whether the database can be reached now."""
         try:
-            async with self._measured("load"), self._reading.connect() as connection:
-                await _execute(connection, "SELECT 1")
+            async with self._connection("load") as connection:
+                await connection.execute("SELECT 1")
         except UnavailableError:
             return False
         return True
 
     async def now(self) -> datetime:
         """The clock that all decisions go by."""
-        async with self._measured("load"), self._reading.connect() as connection:
-            at: datetime = (await _execute(connection, "SELECT clock_timestamp()"))[0][0]
+        async with self._connection("load") as connection:
+            at: datetime = await connection.fetchval("SELECT clock_timestamp()")
             return at
 
     async def schema_revision(self) -> str | None:
         """The newest migration applied; null on a database without any."""
-        async with self._measured("load"), self._reading.connect() as connection:
-            if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
+        async with self._connection("load") as connection:
+            if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
                 return None
-            return str((await _execute(connection, "SELECT version_num FROM alembic_version"))[0][0])
+            return str(await connection.fetchval("SELECT version_num FROM alembic_version"))
 
     async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
         """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""
-        async with self._measured("load"), self._reading.connect() as connection:
-            archived = await _execute(connection, _LOAD_ARCHIVE, [conversation_id])
-            current = await _execute(connection, _LOAD, [conversation_id])
-        sessions = [_session(row[1:]) for row in archived] + [_session(row[2:]) for row in current]
+        async with self._connection("load") as connection:
+            archived = await connection.fetch(_LOAD_ARCHIVE, [conversation_id])
+            current = await connection.fetch(_LOAD, [conversation_id])
+        sessions = [_session(*row[1:]) for row in archived] + [_session(*row[2:]) for row in current]
         return sessions, current[0][1] if current else 0
 
     async def history(self, conversation_id: str) -> list[tuple[HistoryRow, datetime]]:
         """The rows of a conversation with the time they were decided, by version."""
-        sql = (
-            f"SELECT {', '.join(_HISTORY_COLUMNS)} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
-        )
-        async with self._measured("load"), self._reading.connect() as connection:
-            return [_history_row(row) for row in await _execute(connection, sql, conversation_id)]
+        columns = ", ".join((*_HISTORY_COLUMNS, "recorded_at"))
+        sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
+        async with self._connection("load") as connection:
+            return [(_history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
 
     async def history_size(self) -> tuple[int, int]:
         """Pages of the history's table, and bytes of a page."""
-        async with self._measured("load"), self._reading.connect() as connection:
-            table, page = (await _execute(connection, _HISTORY_SIZE))[0]
+        async with self._connection("load") as connection:
+            table, page = await connection.fetchrow(_HISTORY_SIZE)
             return table // page, page
 
     async def count_old(self, pages: range, before: datetime) -> int:
         """How many rows `prune` would remove."""
-        async with self._measured("load"), self._reading.connect() as connection:
-            return int((await _execute(connection, _COUNT_OLD, *_bounds(pages), before))[0][0])
+        async with self._connection("load") as connection:
+            return int(await connection.fetchval(_COUNT_OLD, *_bounds(pages), before))
 
     async def prune(self, pages: range, before: datetime) -> int:
         """Removes the history that lies on these pages of its table and was recorded before a time; how many rows.
@@ -345,22 +321,24 @@ class PostgresStore:
         who alters the table, is in the way.
         """
         async with self._transaction("prune", None) as connection:
-            return int((await _execute(connection, _PRUNE, *_bounds(pages), before))[0][0])
+            return int(await connection.fetchval(_PRUNE, *_bounds(pages), before))
 
     @asynccontextmanager
-    async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[AsyncConnection]:
+    async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[asyncpg.Connection]:
         """A transaction under the guard of `progress`. It is never cancelled: workers stop between batches."""
-        async with self._measured(operation), self._engine.begin() as connection:
+        async with self._connection(operation) as connection, connection.transaction():
             if progress is not None:
                 await _guard(connection, progress)
             yield connection
 
     @asynccontextmanager
-    async def _measured(self, operation: str) -> AsyncIterator[None]:
+    async def _connection(self, operation: str) -> AsyncIterator[asyncpg.Connection]:
+        """One of the pool; each statement commits for itself, unless in a transaction. Errors are classified."""
         started = time.perf_counter()
         try:
             with classified():
-                yield
+                async with self._engine.connect() as pooled:
+                    yield (await pooled.get_raw_connection()).driver_connection
         except ConnectionLostError:
             # Not closed one by one: each would wait for a server that may not answer.
             await self._engine.dispose(close=False)
@@ -373,7 +351,7 @@ class PostgresAttempt:
     """See `service.Attempt`."""
 
     def __init__(
-        self, connection: AsyncConnection, snapshot: Snapshot, progress: Progress | None, locking: Locking
+        self, connection: asyncpg.Connection, snapshot: Snapshot, progress: Progress | None, locking: Locking
     ) -> None:
         self.connection = connection
         self.snapshot = snapshot
@@ -391,16 +369,11 @@ def _pool(engine: AsyncEngine) -> sa.QueuePool:
     return engine.pool
 
 
-async def _execute(connection: AsyncConnection, sql: str, *arguments: Any) -> Sequence[Any]:
-    result = await connection.exec_driver_sql(sql, arguments)
-    return result.all() if result.returns_rows else ()
-
-
-async def _guard(connection: AsyncConnection, progress: Progress) -> None:
+async def _guard(connection: asyncpg.Connection, progress: Progress) -> None:
     """Holds the partition's offset row. Another owner still holding it is an outage: it will be timed out."""
     try:
         with classified():
-            held = await _execute(connection, _GUARD, *_key(progress.partition), progress.start, progress.mark)
+            held = await connection.fetch(_GUARD, *_key(progress.partition), progress.start, progress.mark)
     except ContentionError as error:
         raise UnavailableError("another owner holds the partition's offset row") from error
     if not held:
@@ -409,27 +382,27 @@ async def _guard(connection: AsyncConnection, progress: Progress) -> None:
         )
 
 
-async def _load(connection: AsyncConnection, events: EventsById) -> Snapshot:
+async def _load(connection: asyncpg.Connection, events: EventsById) -> Snapshot:
     """Rows before ids: a version that still stands at the save proves that the known ids are complete."""
-    rows = await _execute(connection, _LOAD, list(events))
-    found = {row[0]: Conversation(row[0], row[1], (_session(row[2:]),)) for row in rows}
+    rows = await connection.fetch(_LOAD, list(events))
+    found = {row[0]: Conversation(row[0], row[1], (_session(*row[2:]),)) for row in rows}
     wanted = [
-        (e.conversation_id, e.source, e.event_id) for key in found for e in events[key] if not isinstance(e, Tick)
+        (key, event.source, event.event_id) for key in found for event in events[key] if not isinstance(event, Tick)
     ]
-    answer = await _execute(connection, _KNOWN_AND_NOW, *_columns(wanted, 3))
+    answer = await connection.fetch(_KNOWN_AND_NOW, wanted)
     known: dict[str, set[tuple[str, str]]] = {}
     for _, key, source, event_id in answer:
         if key is not None:
             known.setdefault(key, set()).add((source, event_id))
     now: datetime = answer[0][0]
     older = [key for key, known_as in found.items() if reaches_back(known_as, events[key], now)]
-    for row in await _execute(connection, _LOAD_ARCHIVE, older) if older else ():
+    for row in await connection.fetch(_LOAD_ARCHIVE, older) if older else ():
         *archived, current = found[row[0]].sessions
-        found[row[0]] = Conversation(row[0], found[row[0]].version, (*archived, _session(row[1:]), current))
+        found[row[0]] = found[row[0]]._replace(sessions=(*archived, _session(*row[1:]), current))
     return Snapshot(now, found, {key: frozenset(ids) for key, ids in known.items()})
 
 
-async def _save(connection: AsyncConnection, decided: Decided, progress: Progress | None) -> Lost:
+async def _save(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
     changes = _writing(decided)
     won = await _update(connection, changes) | await _insert(connection, [c for c in changes if c.before.version == 0])
     await _follow(connection, [change for change in changes if change.after.id in won], decided.now)
@@ -438,10 +411,10 @@ async def _save(connection: AsyncConnection, decided: Decided, progress: Progres
     return lost
 
 
-async def _save_unlocked(connection: AsyncConnection, decided: Decided, progress: Progress | None) -> Lost:
+async def _save_unlocked(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
     """As `_save`, but a row that somebody holds is lost at once instead of waited for."""
     changes = _writing(decided)
-    free = {row[0] for row in await _execute(connection, f"{_LOCK} SKIP LOCKED", [c.after.id for c in changes])}
+    free = {row[0] for row in await connection.fetch(f"{_LOCK} SKIP LOCKED", [c.after.id for c in changes])}
     won = await _update(connection, [change for change in changes if change.after.id in free])
     new = [change for change in changes if change.before.version == 0]
     won |= await _insert_unblocked(connection, new, time.monotonic() + BISECT_SECONDS)
@@ -456,28 +429,29 @@ def _writing(decided: Decided) -> list[Change]:
     return sorted((change for change in decided.changes if change.rows), key=lambda change: change.after.id)
 
 
-async def _update(connection: AsyncConnection, changes: Iterable[Change]) -> set[str]:
-    rows = [
-        (c.before.version, c.after.id, c.after.version, *_session_values(c.after.sessions[-1]))
-        for c in changes
-        if c.before.version
-    ]
-    return {row[0] for row in await _execute(connection, _UPDATE, *_columns(rows))} if rows else set()
+async def _update(connection: asyncpg.Connection, changes: Iterable[Change]) -> set[str]:
+    rows = [_written(change, change.after.sessions[-1]) for change in changes if change.before.version]
+    return {row[0] for row in await connection.fetch(_UPDATE, rows)} if rows else set()
 
 
-async def _insert(connection: AsyncConnection, changes: Sequence[Change]) -> set[str]:
-    rows = [(c.after.id, c.after.version, *_session_values(c.after.sessions[-1])) for c in changes]
-    return {row[0] for row in await _execute(connection, _INSERT, *_columns(rows))} if rows else set()
+async def _insert(connection: asyncpg.Connection, changes: Iterable[Change]) -> set[str]:
+    rows = [_written(change, change.after.sessions[-1]) for change in changes]
+    return {row[0] for row in await connection.fetch(_INSERT, rows)} if rows else set()
 
 
-async def _insert_unblocked(connection: AsyncConnection, changes: Sequence[Change], deadline: float) -> set[str]:
+def _written(change: Change, session: Session) -> tuple[Any, ...]:
+    """The type `conversation_write`."""
+    return (change.before.version, change.after.id, change.after.version, *session)
+
+
+async def _insert_unblocked(connection: asyncpg.Connection, changes: Sequence[Change], deadline: float) -> set[str]:
     """Bisects until the inserts that wait for somebody's uncommitted row stand alone; those are not won.
 
     Nor is what is left at the deadline: the guard must not be held for long.
     """
     try:
         with classified():
-            async with connection.begin_nested():
+            async with connection.transaction():
                 return await _insert(connection, changes)
     except ContentionError:
         if len(changes) == 1 or time.monotonic() > deadline:
@@ -487,31 +461,29 @@ async def _insert_unblocked(connection: AsyncConnection, changes: Sequence[Chang
     return left | await _insert_unblocked(connection, changes[middle:], deadline)
 
 
-async def _follow(connection: AsyncConnection, won: Sequence[Change], now: datetime) -> None:
+async def _follow(connection: asyncpg.Connection, won: Sequence[Change], now: datetime) -> None:
     """What goes with the winners' rows: archived sessions, history, outbox."""
-    if archived := [(change.after.id, *_session_values(session)) for change in won for session in _superseded(change)]:
-        await _execute(connection, _ARCHIVE, *_columns(archived))
-    history = [row for change in won for row in change.rows]
+    if archived := [_written(change, session) for change in won for session in _superseded(change)]:
+        await connection.execute(_ARCHIVE, archived)
+    history = [(*row, now) for change in won for row in change.rows]
     if history:
-        await _execute(connection, _HISTORY, *_columns([_history_values(row, now) for row in history]))
-    if transitions := [_transition_values(row) for row in history if row.is_transition]:
-        await _execute(connection, _OUTBOX, *_columns(transitions))
+        await connection.copy_records_to_table(
+            "conversation_event", columns=(*_HISTORY_COLUMNS, "recorded_at"), records=history
+        )
+    if transitions := [_OUTBOX_FIELDS(row) for change in won for row in change.rows if row.is_transition]:
+        await connection.copy_records_to_table("transition_outbox", columns=_OUTBOX_COLUMNS, records=transitions)
 
 
-async def _advance(connection: AsyncConnection, progress: Progress | None, lost: Lost) -> None:
+async def _advance(connection: asyncpg.Connection, progress: Progress | None, lost: Lost) -> None:
     if progress is not None:
         next_offset = progress.start if lost else progress.end
-        await _execute(connection, _ADVANCE, *_key(progress.partition), next_offset, progress.next_mark)
+        await connection.execute(_ADVANCE, *_key(progress.partition), next_offset, progress.next_mark)
 
 
 def _superseded(change: Change) -> list[Session]:
     """The sessions that are not current and not in the archive as they are now."""
     archived = change.before.sessions[:-1]
     return [session for session in change.after.sessions[:-1] if session not in archived]
-
-
-def _columns(rows: Sequence[Sequence[Any]], width: int = 0) -> Sequence[Sequence[Any]]:
-    return list(zip(*rows, strict=True)) if rows else [()] * width
 
 
 def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -522,34 +494,17 @@ def _key(partition: Partition) -> tuple[str, str, int]:
     return partition.group, partition.topic, partition.number
 
 
-def _session(values: Sequence[Any]) -> Session:
-    session = dict(zip(_SESSION_FIELDS, values, strict=True))
-    session["status"] = Status(session["status"])
-    session["accepted_by"] = session["accepted_by"] and Author(session["accepted_by"])
-    return Session(**session)
+def _session(number: int, status: str, opened_at: datetime, accepted_at: Any, accepted_by: Any, *rest: Any) -> Session:
+    return Session(number, _STATUS[status], opened_at, accepted_at, _AUTHOR.get(accepted_by), *rest)
 
 
-def _history_values(row: HistoryRow, recorded_at: datetime) -> tuple[Any, ...]:
-    return (
-        *(row.conversation_id, row.source, row.event_id, row.session, row.version, row.kind, row.occurred_at),
-        *(recorded_at, row.outcome, row.requested, row.from_status, row.to_status, row.actor, row.reason),
-    )
-
-
-def _history_row(values: Sequence[Any]) -> tuple[HistoryRow, datetime]:
-    stored = dict(zip(_HISTORY_COLUMNS, values, strict=True))
-    recorded_at: datetime = stored.pop("recorded_at")
-    stored["kind"] = Kind(stored.pop("type"))
-    stored["outcome"] = Outcome(stored["outcome"])
-    stored["from_status"] = stored["from_status"] and Status(stored["from_status"])
-    stored["to_status"] = Status(stored["to_status"])
-    return HistoryRow(**stored), recorded_at
-
-
-def _transition_values(row: HistoryRow) -> tuple[Any, ...]:
-    return (
-        *(row.conversation_id, row.session, row.version, row.from_status, row.to_status),
-        *(row.actor, row.reason, row.occurred_at),
+def _history_row(*values: Any) -> HistoryRow:
+    row = HistoryRow(*values)
+    return row._replace(
+        kind=Kind(row.kind),
+        outcome=Outcome(row.outcome),
+        from_status=row.from_status and Status(row.from_status),
+        to_status=Status(row.to_status),
     )
 
 
@@ -564,9 +519,13 @@ def _connect_arguments(settings: DatabaseSettings) -> dict[str, Any]:
             "statement_timeout": _milliseconds(settings.statement_timeout_seconds),
             "lock_timeout": _milliseconds(settings.lock_timeout_seconds),
             "idle_in_transaction_session_timeout": _milliseconds(settings.idle_in_transaction_timeout_seconds),
-            "jit": "off",
+            **_SAME_PLAN,
         },
     }
+
+
+_SAME_PLAN = {"jit": "off", "enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+"""Every statement looks its rows up by key, whatever the statistics say of a table that has just begun to grow."""
 
 
 def _milliseconds(seconds: float) -> str:
@@ -590,9 +549,13 @@ def classified() -> Iterator[None]:
     try:
         yield
     except (sa.exc.DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if isinstance(error, asyncpg.PostgresError):
+            error.detail = None  # may quote the row
         if (known := _classify(error)) is None:
             raise
         raise known from error
+    except UnicodeEncodeError as error:
+        raise RefusedError("a value cannot be encoded") from error
     except TimeoutError as error:
         raise TooSlowError("no answer from the database in time") from error
     except sa.exc.TimeoutError as error:

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from consumer.contract import to_event
 from consumer.conversation import Event
 from schemas import Invalid, Reason, decode
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record as it lies in the log, byte for byte. `timestamp` is in milliseconds since 1970."""
 
     topic: str

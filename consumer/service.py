@@ -317,12 +317,15 @@ class ConversationService:
 
     def _note_results(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:
         now, seconds = decided.now.timestamp(), time.monotonic() - batch.started
+        won: dict[int, list[Change]] = {}
         for change in decided.changes:
             key = change.before.id
             if key not in lost:
+                won.setdefault(batch.losses.get(key, 0), []).append(change)
                 for position, outcome in zip(pending[key], change.outcomes, strict=True):
                     batch.outcomes[position] = outcome
-                self._metrics.committed(change, batch.losses[key], batch.topic, now, seconds)
+        for losses, changes in won.items():
+            self._metrics.committed(changes, losses, batch.topic, now, seconds)
         if lost:
             self._lose(batch, [(c, lost[c.before.id]) for c in decided.changes if c.before.id in lost])
             raise ContentionError(next(iter(lost.values())))

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -52,7 +51,7 @@ class MemoryDatabase:
         key, session = change.after.id, change.after.sessions[-1]
         before = self.conversations.get(key, change.before)
         sessions = {session.number: session for session in (*before.sessions, *change.after.sessions)}
-        self.conversations[key] = replace(change.after, sessions=tuple(sessions[n] for n in sorted(sessions)))
+        self.conversations[key] = change.after._replace(sessions=tuple(sessions[n] for n in sorted(sessions)))
         self.rows.setdefault(key, []).extend((row, now) for row in change.rows)
         alarms = [at for at in (self.wake_at.pop(key, None), session.idle_at, session.expires_at) if at]
         if session.expires_at is not None:
@@ -219,7 +218,7 @@ class MemoryStore:
             await transaction.statement("archive")
         for key in older:
             archived = self.conversations[key].sessions[:-1]
-            current[key] = replace(current[key], sessions=(*archived, *current[key].sessions))
+            current[key] = current[key]._replace(sessions=(*archived, *current[key].sessions))
         return Snapshot(now, current, known)
 
     def _known(self, key: str, events: EventsById) -> frozenset[tuple[str, str]]:

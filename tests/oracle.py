@@ -5,7 +5,7 @@ different on purpose: drafts of the sessions are changed in place, step by step,
 sessions of the conversation must be present.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -35,7 +35,7 @@ CLOSERS = dict(zip(PRIORITY, ["system", "user", "support", "agent", "timer"], st
 
 def decide(conversation: Conversation, event: Event, policy: Policy, now: datetime) -> Decision:
     draft = Draft(conversation, policy, now)
-    event = replace(event, at=min(event.at, now + policy.clock_tolerance))
+    event = event._replace(at=min(event.at, now + policy.clock_tolerance))
     if isinstance(event, Tick):
         outcome = tick(draft, event)
     elif isinstance(event, ManualClose) or is_goodbye(event):
@@ -81,7 +81,7 @@ class Draft:
 
     def __init__(self, conversation: Conversation, policy: Policy, now: datetime) -> None:
         self.id, self.version, self.policy, self.now = conversation.id, conversation.version, policy, now
-        names = [field.name for field in fields(Session)]
+        names = list(Session._fields)
         self.sessions = [SessionDraft(**{name: getattr(one, name) for name in names}) for one in conversation.sessions]
         self.rows: list[HistoryRow] = []
 

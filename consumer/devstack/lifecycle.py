@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 from consumer.conversation import (
     CONSUMER_SOURCE,
@@ -51,7 +52,7 @@ class Step:
 
 def kinds() -> dict[str, Make]:
     """One of every kind of event, by the name that it has in the table."""
-    same = {"conversation_id": "c", "source": "s", "event_id": "e"}
+    same: dict[str, Any] = {"conversation_id": "c", "source": "s", "event_id": "e"}
 
     def message(author: Author, intent: Intent | None = None) -> Make:
         return lambda at: Message(**same, at=at, author=author, intent=intent)

@@ -83,10 +83,9 @@ class FrozenBeforeWriting(PostgresStore):
 
 def _moved(change: Change, version: int) -> Change:
     """The change as if it had been decided on `version`."""
-    rows = tuple(replace(row, version=version + number) for number, row in enumerate(change.rows, start=1))
-    before = replace(change.before, version=version)
-    return replace(
-        change,
+    rows = tuple(row._replace(version=version + number) for number, row in enumerate(change.rows, start=1))
+    before = change.before._replace(version=version)
+    return change._replace(
         before=before,
         rows=rows,
         after=Conversation(change.after.id, version + len(rows), change.after.sessions),

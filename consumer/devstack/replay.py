@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from consumer.conversation import (
     CONSUMER_SOURCE,
@@ -37,7 +38,7 @@ def event_of(row: HistoryRow) -> Event | None:
 
     None for the rows that another event causes: they follow from that event.
     """
-    envelope = {"conversation_id": row.conversation_id, "source": row.source, "event_id": row.event_id}
+    envelope: dict[str, Any] = {"conversation_id": row.conversation_id, "source": row.source, "event_id": row.event_id}
     match row.kind, row.source == CONSUMER_SOURCE:
         case Kind.TICK, _:
             return Tick(**envelope, at=row.occurred_at + timedelta(microseconds=1))

@@ -1,7 +1,7 @@
 """Seeded traffic: conversations with duplicates, poison, late and out-of-order events, on the real clock."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
@@ -106,7 +106,7 @@ class Traffic:
 
     def _again(self, event: Event) -> Event:
         """A provider's double delivery: the same id, at times with another time."""
-        return replace(event, at=self._time()) if self._random.random() < 0.5 else event
+        return event._replace(at=self._time()) if self._random.random() < 0.5 else event
 
     def _conversation(self) -> str:
         return self._random.choice(self.hot if self._random.random() < self._mix.hot_share else self.cold)

@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-REQUIRED_REVISION = "0003"
+REQUIRED_REVISION = "0004"
 """The oldest schema that this build runs on. Revisions are numbers: later ones compare greater."""
 
 

@@ -58,11 +58,11 @@ def broken(evidence: Evidence, sent: Ledger | None = None) -> set[str]:
 
 def with_session(**changes: Any) -> Mapping[str, Conversation]:
     after = CHANGE.after
-    return {"c-1": Conversation("c-1", after.version, (replace(after.sessions[0], **changes),))}
+    return {"c-1": Conversation("c-1", after.version, (after.sessions[0]._replace(**changes),))}
 
 
 CLOSED_EARLY = with_session(closed_at=T0 - HOUR)
-OTHER_ORDER = [replace(LOG[1], offset=0), replace(LOG[0], offset=1), *LOG[2:]]
+OTHER_ORDER = [LOG[1]._replace(offset=0), LOG[0]._replace(offset=1), *LOG[2:]]
 
 
 def test_a_run_without_a_mistake_breaks_nothing() -> None:
@@ -96,7 +96,7 @@ def test_each_mistake_breaks_its_invariant(invariant: str, evidence: Evidence) -
 def test_a_tick_has_no_place_in_the_order_whatever_its_id() -> None:
     """Ticks have no identity: one may carry the id of an event that comes after it."""
     early = tick(T0, source=EVENTS[2].source, event_id=EVENTS[2].event_id)
-    log = [Record("events", 0, 0, 0, *encoded(early)), *(replace(r, offset=r.offset + 1) for r in LOG)]
+    log = [Record("events", 0, 0, 0, *encoded(early)), *(r._replace(offset=r.offset + 1) for r in LOG)]
     letters = [replace(LETTER, offset=4)]
 
     assert broken(replace(GOOD, log=log, letters=letters, offsets={("events", 0): 5})) == set()
@@ -107,15 +107,15 @@ def test_an_event_that_nobody_sent_is_noticed() -> None:
 
 
 def test_a_reclassification_that_ranks_no_higher_is_noticed() -> None:
-    row = replace(CHANGE.rows[-1], from_status=Status.FAILED)
+    row = CHANGE.rows[-1]._replace(from_status=Status.FAILED)
     assert "a closing yields to a higher one only" in broken(
         replace(GOOD, histories={"c-1": [*HISTORY[:-1], (row, NOW)]})
     )
 
 
 def test_a_second_open_session_is_noticed() -> None:
-    first = replace(CHANGE.after.sessions[0], status=Status.PENDING, closed_at=None)
-    both = Conversation("c-1", 3, (first, replace(first, number=2)))
+    first = CHANGE.after.sessions[0]._replace(status=Status.PENDING, closed_at=None)
+    both = Conversation("c-1", 3, (first, first._replace(number=2)))
 
     assert "only the last session may be open" in broken(replace(GOOD, conversations={"c-1": both}))
 

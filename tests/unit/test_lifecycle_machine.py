@@ -1,7 +1,6 @@
 """The lifecycle, step by step as anything may happen, against the rules written a second time."""
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from random import Random
@@ -101,7 +100,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(target=seen, earlier=seen, author=authors, moment=moments)
     def events_come_again_at_once_and_later(self, earlier: Closing, author: Author, moment: Moment) -> Closing:
         first = message(author, self.now)
-        self._deliver(replace(earlier, at=self._at(moment)), first, replace(first, at=self._at(moment)))
+        self._deliver(earlier._replace(at=self._at(moment)), first, first._replace(at=self._at(moment)))
         return first
 
     @rule(status=statuses, delay=steps, nudge=nudges)
