@@ -554,6 +554,8 @@ def classified() -> Iterator[None]:
         if (known := _classify(error)) is None:
             raise
         raise known from error
+    except asyncpg.InternalClientError as error:  # the server's goodbye has arrived, the end of the connection has not
+        raise ConnectionLostError("the database has ended the connection") from error
     except UnicodeEncodeError as error:
         raise RefusedError("a value cannot be encoded") from error
     except TimeoutError as error:
