@@ -24,6 +24,7 @@ from rich.text import Text
 
 from consumer import logs, migrations
 from consumer import settings as configuration
+from consumer.conversation import HistoryRow
 from consumer.doctor import examine
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.health import Health
@@ -31,6 +32,7 @@ from consumer.http import serve
 from consumer.kafka import AssignedPartition, KafkaProducer, KafkaSource, admin, check_topics, log_bounds
 from consumer.metrics import Metrics
 from consumer.postgres import PostgresStore
+from consumer.prune import BATCH_PAGES, Plan, carry_out, make_plan
 from consumer.publish import publish_lines
 from consumer.service import ConversationService, Partition, RetryPolicy, StoredOffset
 from consumer.settings import Settings
@@ -295,17 +297,18 @@ def conversation_show(conversation_id: ConversationId, as_json: AsJson = False) 
 
 @conversation_app.command("history")
 def conversation_history(conversation_id: ConversationId, as_json: AsJson = False) -> None:
-    """Every event it ever took, in order: why it is what it is."""
-    rows = with_store(lambda store: store.history(conversation_id))
-    if not rows:
+    """Every event it took and that is not pruned, in order: why it is what it is."""
+    rows, revision = with_store(lambda store: history_and_version(store, conversation_id))
+    if not revision:
         raise ConsumerError(f"no conversation {conversation_id!r}")
     if as_json:
         for row, recorded_at in rows:
             typer.echo(json.dumps(row._asdict() | {"recorded_at": recorded_at}, default=rfc3339))
         return
     headings = ("version", "session", "occurred", "event", "by", "outcome", "status", "reason", "source", "id")
+    pruned = revision - len(rows)
     print_table(
-        conversation_id,
+        f"{conversation_id}, {pruned} of {revision} rows pruned" if pruned else conversation_id,
         headings,
         [
             (
@@ -316,6 +319,14 @@ def conversation_history(conversation_id: ConversationId, as_json: AsJson = Fals
             for row, _ in rows
         ],
     )
+
+
+async def history_and_version(
+    store: PostgresStore, conversation_id: str
+) -> tuple[list[tuple[HistoryRow, datetime]], int]:
+    """The rows that are left of its history, and how many there were; none of either if it is unknown."""
+    rows = await store.history(conversation_id)
+    return rows, rows[-1][0].version if rows else (await store.conversation(conversation_id))[1]
 
 
 @offsets_app.command("show")
@@ -356,6 +367,58 @@ def offsets_set(
                 out.print("nothing done: add --yes")
 
     asyncio.run(move())
+
+
+@app.command()
+def prune(
+    older_than: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="As 30d; default: CONSUMER_PRUNE__HORIZON.")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Pages of the table per transaction, of some 50 rows each.")
+    ] = BATCH_PAGES,
+    pause: Annotated[float, typer.Option(min=0, help="Seconds of rest between two transactions.")] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would be done.")] = False,
+) -> None:
+    """Remove history older than a horizon; conversations stay. It may be stopped (exit code 1) and run again."""
+    if dry_run and yes:
+        raise typer.BadParameter("--dry-run or --yes, not both")
+    settings = configuration.load()
+    horizon = configuration.duration(older_than) if older_than is not None else settings.prune.horizon
+
+    async def work() -> bool:
+        async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:
+            await check_schema(store)
+            plan = await make_plan(client, store, settings.kafka.topics, horizon)
+            print_plan(plan)
+            if not (yes or dry_run):
+                out.print("nothing done: add --yes, or --dry-run to count the rows")
+                return True
+            stopping = asyncio.Event()
+            stop_on_signals(stopping.set)
+            done = await carry_out(err, store, plan, stopping, batch_pages=batch, pause_seconds=pause, dry_run=dry_run)
+            what = "to remove, counted" if dry_run else "removed"
+            out.print(
+                f"{done.rows:,} rows {what} in {done.seconds:.1f} s, {done.rows / done.seconds:,.0f} rows/s"
+                + ("" if done.whole else "; stopped before the end: run it again to go on"),
+                highlight=False,
+            )
+            return done.whole
+
+    raise typer.Exit(0 if asyncio.run(work()) else 1)
+
+
+def print_plan(plan: Plan) -> None:
+    lines = [
+        f"to go: history recorded before {moment(plan.before)}, {configuration.spelled(plan.horizon)} ago",
+        f"table: {plan.pages * plan.page_bytes / 2**20:,.1f} MiB, {plan.pages:,} pages",
+        *(
+            f"{topic}: no record is older than {configuration.spelled(retention)}"
+            for topic, retention in plan.retentions.items()
+        ),
+    ]
+    out.print("\n".join(lines), highlight=False, markup=False)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -48,6 +49,10 @@ silently after a broker restart, and a restart of ours mends it."""
 HEADER = "__consumer.errors."
 INFLATED = 64
 """How many times its compressed size a record may have."""
+RETENTION_SLACK = timedelta(hours=2)
+"""Beyond a topic's settings: brokers take records dated an hour ahead, and look for old segments every five minutes."""
+FOR_EVER_MS = 100 * 365 * 86_400_000
+"""A century: who sets more means no limit."""
 HEADER_BYTES = 1024
 """Room that the error headers of a dead letter may take beyond the record."""
 
@@ -484,11 +489,30 @@ class KafkaAdmin:
         return {topic["topic"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
 
     async def max_message_bytes(self, topic: str) -> int:
-        resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": ""})
+        return int((await self._configs(topic, "max.message.bytes"))["max.message.bytes"])
+
+    async def longest_retention(self, topic: str) -> timedelta | None:
+        """How old a record of the topic can become before the log drops it, at most; None if it may stay for ever.
+
+        Whole segments are dropped, once their newest record is older than `retention.ms`; a segment takes records for
+        as long as `segment.ms`. `retention.bytes` only shortens this.
+        """
+        configs = await self._configs(topic, "cleanup.policy", "retention.ms", "segment.ms")
+        retention, segment = int(configs["retention.ms"]), int(configs["segment.ms"])
+        if "delete" not in configs["cleanup.policy"] or retention < 0 or retention + segment > FOR_EVER_MS:
+            return None
+        return timedelta(milliseconds=retention + segment) + RETENTION_SLACK
+
+    async def _configs(self, topic: str, *names: str) -> dict[str, str]:
+        """The topic's settings by name, the broker's defaults among them."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names, ""))
         with _outages():
             (response,) = await self._client.describe_configs([resource])
         (described,) = response.to_object()["resources"]
-        return int(described["config_entries"][0]["config_value"])
+        if described["error_code"]:
+            error = for_code(described["error_code"]).__name__
+            raise ConfigurationError(f"the settings of topic {topic} cannot be read: {error}")
+        return {entry["config_names"]: entry["config_value"] for entry in described["config_entries"]}
 
     async def create(self, topic: str, partitions: int, replication: int, configs: dict[str, str]) -> bool:
         """Creates a topic; whether it was not there yet."""

@@ -200,6 +200,13 @@ _RING = f"""
 _OVERDUE = f"""
     SELECT count(*) FROM conversation
     WHERE wake_at < now() + interval '15 min' AND {_DEADLINE} < now() - interval '60 s'"""
+_HISTORY_SIZE = "SELECT pg_relation_size('conversation_event'), current_setting('block_size')::int"
+# By page: rows of the history never move, so each is seen once, and no insert pays for an index. Not even a BRIN would
+# serve: new rows fill the space that pruning frees, and soon every page range holds rows of every age.
+# By `recorded_at`: a row written after its record entered the log outlasts the record; an event may be dated at will.
+_OLD = "FROM conversation_event WHERE ctid >= $1 AND ctid < $2 AND recorded_at < $3"
+_COUNT_OLD = f"SELECT count(*) {_OLD}"
+_PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
 _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
@@ -309,6 +316,26 @@ class PostgresStore:
         sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
         async with self._connection("load") as connection:
             return [(_history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
+
+    async def history_size(self) -> tuple[int, int]:
+        """Pages of the history's table, and bytes of a page."""
+        async with self._connection("load") as connection:
+            table, page = await connection.fetchrow(_HISTORY_SIZE)
+            return table // page, page
+
+    async def count_old(self, pages: range, before: datetime) -> int:
+        """How many rows `prune` would remove."""
+        async with self._connection("load") as connection:
+            return int(await connection.fetchval(_COUNT_OLD, *_bounds(pages), before))
+
+    async def prune(self, pages: range, before: datetime) -> int:
+        """Removes the history that lies on these pages of its table and was recorded before a time; how many rows.
+
+        Takes no lock that a writer of conversations waits for. Raises `ContentionError` if another pruning, or somebody
+        who alters the table, is in the way.
+        """
+        async with self._transaction("prune", None) as connection:
+            return int(await connection.fetchval(_PRUNE, *_bounds(pages), before))
 
     @asynccontextmanager
     async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[asyncpg.Connection]:
@@ -476,6 +503,10 @@ def _superseded(change: Change) -> list[Session]:
     return [session for session in change.after.sessions[:-1] if session not in archived]
 
 
+def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (pages.start, 0), (pages.stop, 0)
+
+
 def _key(partition: Partition) -> tuple[str, str, int]:
     return partition.group, partition.topic, partition.number
 
@@ -540,9 +571,8 @@ def classified() -> Iterator[None]:
         if (known := _classify(error)) is None:
             raise
         raise known from error
-    except asyncpg.InternalClientError as error:
-        # What a connection says whose server has just ended it, and who has not looked yet.
-        raise ConnectionLostError(f"the connection is of no use any more: {error}") from error
+    except asyncpg.InternalClientError as error:  # the server's goodbye has arrived, the end of the connection has not
+        raise ConnectionLostError("the database has ended the connection") from error
     except UnicodeEncodeError as error:
         raise RefusedError("a value cannot be encoded") from error
     except TimeoutError as error:

@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     FilePath,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -43,11 +44,12 @@ def _split(value: object) -> object:
 
 
 def _iso_duration(value: object) -> object:
-    """`90` and `90s`, `15m`, `48h`, `1h30m`: as ISO 8601, which is understood anyway."""
+    """`90` and `90s`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         return float(value)
-    if isinstance(value, str) and re.fullmatch(r"([0-9]+h)?([0-9]+m)?([0-9]+s)?", value):
-        return f"PT{value.upper()}"
+    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+d)?((?:[0-9]+h)?(?:[0-9]+m)?(?:[0-9]+s)?)", value)):
+        days, time = parts[1] or "", parts[2] and f"T{parts[2]}"
+        return f"P{days}{time}".upper()
     return value
 
 
@@ -120,7 +122,7 @@ class KafkaSettings(_Group):
 
 
 class PolicySettings(_Group):
-    """Durations: `48h`, `15m`, `90s`, or ISO 8601."""
+    """Durations: `30d`, `48h`, `15m`, `90s`, or ISO 8601."""
 
     pending_ttl: Duration = Field(timedelta(hours=48), description="An unanswered conversation expires after this.")
     progress_ttl: Duration = Field(timedelta(hours=24), description="An answered one expires after this.")
@@ -167,6 +169,12 @@ class TickerSettings(_Group):
     drain_seconds: Seconds = Field(10.0, description="How long SIGTERM waits for ticks in flight.")
 
 
+class PruneSettings(_Group):
+    horizon: Duration = Field(
+        timedelta(days=30), description="`prune` keeps history this long; longer than the topics keep their records."
+    )
+
+
 class HttpSettings(_Group):
     host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz.")  # noqa: S104
     port: int = Field(8080, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
@@ -190,6 +198,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     worker: WorkerSettings = WorkerSettings()
     ticker: TickerSettings = TickerSettings()
+    prune: PruneSettings = PruneSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 
@@ -232,6 +241,25 @@ class Settings(BaseSettings):
         return self
 
 
+def duration(text: str) -> timedelta:
+    """What a duration setting would understand by `text`. Raises `ConfigurationError` if nothing."""
+    try:
+        understood: timedelta = TypeAdapter(Duration).validate_python(text)
+    except ValidationError:
+        raise ConfigurationError(f"{text!r} is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601") from None
+    return understood
+
+
+def spelled(duration: timedelta) -> str:
+    """As one would write it: `15m`, `48h`, `14d2h`; days from three on."""
+    rest, parts = duration.total_seconds(), list[str]()
+    for unit, size, least in (("d", 86_400, 3), ("h", 3600, 1), ("m", 60, 1)):
+        if rest >= least * size:
+            parts.append(f"{rest // size:g}{unit}")
+            rest %= size
+    return "".join(parts) + (f"{rest:g}s" if rest or not parts else "")
+
+
 def variables() -> Iterator[tuple[str, str, str]]:
     """(variable, default, meaning) of every setting, in order."""
     for group, field in Settings.model_fields.items():
@@ -253,7 +281,7 @@ def _shown(default: object) -> str:
         case SecretStr():
             return default.get_secret_value()
         case timedelta():
-            return f"{default.total_seconds():g}s"
+            return spelled(default)
         case tuple():
             return ",".join(default)
         case _:

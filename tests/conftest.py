@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from consumer import migrations
-from consumer.devstack.database import new_database
+from consumer.devstack.database import execute, new_database
 from consumer.devstack.services import Services, services
 from consumer.metrics import Metrics
 from consumer.postgres import PostgresStore
@@ -72,6 +72,12 @@ async def database(stack: Services, template: str) -> AsyncIterator[str]:
 async def opened(url: str, metrics: Metrics | None = None, **settings: float) -> AsyncIterator[PostgresStore]:
     async with PostgresStore.open(DatabaseSettings(url=url, **settings), metrics) as store:
         yield store
+
+
+async def aged(url: str, days: float) -> None:
+    """All history up to now was recorded so many days earlier."""
+    await execute(url, f"UPDATE conversation_event SET recorded_at = recorded_at - interval '{days} days'")
+    await execute(url, "VACUUM FULL conversation_event")
 
 
 @pytest.fixture

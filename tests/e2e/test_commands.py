@@ -13,13 +13,13 @@ import pytest
 from consumer import migrations
 from consumer.contract import as_record
 from consumer.conversation import Status
-from consumer.devstack.database import new_database
+from consumer.devstack.database import execute, new_database
 from consumer.devstack.services import Services
 from consumer.devstack.topic import delete, read_all
 from consumer.service import ConversationService
 from tests.builders import HOUR, close, message
-from tests.conftest import opened
-from tests.e2e.conftest import Group
+from tests.conftest import aged, opened
+from tests.e2e.conftest import Group, until
 
 NOW = datetime.now(UTC)
 
@@ -234,6 +234,139 @@ async def test_an_unknown_conversation_is_an_error(group: Group) -> None:
         code, _, err = await command(group, "conversation", what, "nobody")
 
         assert (code, "no conversation 'nobody'" in err) == (1, True)
+
+
+class TestPrune:
+    async def old_history(self, group: Group) -> None:
+        """A young row of one conversation, and old ones: three of it, one of another."""
+        async with opened(group.database) as store:
+            service = ConversationService(store)
+            await service.apply([*(message(at=NOW - HOUR) for _ in range(3)), message(at=NOW, conversation_id="c-2")])
+            await aged(group.database, 40)
+            await service.apply([message(at=NOW)])
+
+    async def history(self, group: Group) -> list[tuple[str, int]]:
+        return await group.rows("SELECT conversation_id, version FROM conversation_event ORDER BY 1, 2")
+
+    async def test_without_yes_it_says_what_it_would_do(self, group: Group) -> None:
+        await self.old_history(group)
+
+        code, plan, _ = await command(group, "prune")
+        _, counted, _ = await command(group, "prune", "--dry-run")
+
+        assert code == 0
+        assert re.search(r"to go: history recorded before \d{4}-\d\d-\d\d .*, 30d ago", plan)
+        assert f"{group.topic}: no record is older than 14d2h" in plan
+        assert "table: 0.0 MiB, 1 pages" in plan
+        assert "nothing done: add --yes" in plan
+        assert "4 rows to remove" in counted
+        assert len(await self.history(group)) == 5
+
+    async def test_with_yes_it_removes_what_is_older_than_the_horizon(self, group: Group) -> None:
+        await self.old_history(group)
+
+        _, early, _ = await command(group, "prune", "--yes", CONSUMER_PRUNE__HORIZON="41d")
+        code, out, _ = await command(group, "prune", "--yes", "--older-than", "39d12h", "--pause", "0.01")
+
+        assert "0 rows removed" in early
+        assert (code, "4 rows removed in" in out) == (0, True)
+        assert await self.history(group) == [("c-1", 4)]
+
+    async def test_what_is_left_of_a_history_is_told_as_such(self, group: Group) -> None:
+        await self.old_history(group)
+        await command(group, "prune", "--yes")
+
+        _, part, _ = await command(group, "conversation", "history", "c-1")
+        code, nothing, _ = await command(group, "conversation", "history", "c-2")
+        _, no_rows, _ = await command(group, "conversation", "history", "c-2", "--json")
+        _, shown, _ = await command(group, "conversation", "show", "c-2")
+
+        assert "c-1, 3 of 4 rows pruned" in part
+        assert (code, "c-2, 1 of 1 rows pruned" in nothing, no_rows) == (0, True, "")
+        assert "c-2, version 1" in shown
+
+    async def test_a_horizon_that_the_log_outlives_is_refused(self, group: Group) -> None:
+        await self.old_history(group)
+
+        code, _, err = await command(group, "prune", "--older-than", "14d", "--yes")
+
+        assert code == 2
+        assert f"a horizon of 14d is too short: a record of {group.topic} can become 14d2h old" in err
+        assert "Prune with --older-than 14d2h or more, or lower the topic's retention.ms or segment.ms" in err
+        assert len(await self.history(group)) == 5
+
+    @pytest.mark.parametrize(
+        "configs", [{"retention.ms": "-1"}, {"cleanup.policy": "compact"}, {"segment.ms": str(2**63 - 1)}]
+    )
+    async def test_a_topic_that_keeps_its_records_is_refused(self, group: Group, configs: dict[str, str]) -> None:
+        await group.create_topic(name := f"{group.topic}.kept", configs=configs)
+
+        code, _, err = await command(group, "prune", "--yes", CONSUMER_KAFKA__TOPICS=f"{group.topic},{name}")
+        await delete(group.kafka.bootstrap_servers, name)
+
+        assert (code, f"{name} keeps records for ever, so no history can be pruned" in err) == (2, True)
+
+    async def test_a_topic_that_another_group_consumes_into_the_same_database_counts(self, group: Group) -> None:
+        await group.create_topic(name := f"{group.topic}.kept", configs={"retention.ms": "-1"})
+        await execute(group.database, f"INSERT INTO kafka_offset VALUES ('others', '{name}', 0, 'x', 0)")
+
+        code, _, err = await command(group, "prune", "--yes")
+        await delete(group.kafka.bootstrap_servers, name)
+
+        assert (code, f"{name} keeps records for ever" in err) == (2, True)
+
+    async def test_a_topic_that_keeps_records_for_a_short_time_allows_a_short_horizon(self, group: Group) -> None:
+        short = {"retention.ms": str(24 * 3_600_000), "segment.ms": str(6 * 3_600_000)}
+        await group.create_topic(name := f"{group.topic}.short", configs=short)
+
+        code, plan, _ = await command(group, "prune", "--older-than", "32h", CONSUMER_KAFKA__TOPICS=name)
+        refused, _, _ = await command(group, "prune", "--older-than", "31h", CONSUMER_KAFKA__TOPICS=name)
+        await delete(group.kafka.bootstrap_servers, name)
+
+        assert (code, f"{name}: no record is older than 32h" in plan, refused) == (0, True, 2)
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (("--older-than", "soon"), "'soon' is no duration: write it as 30d"),
+            (("--older-than", "9999999d"), "the horizon lies before the year 1"),
+            (("--dry-run", "--yes"), "not both"),
+            (("--batch", "0"), "--batch"),
+        ],
+    )
+    async def test_options_that_make_no_sense_are_named(
+        self, group: Group, arguments: tuple[str, ...], told: str
+    ) -> None:
+        code, _, err = await command(group, "prune", *arguments)
+
+        assert (code, told in err, "Traceback" in err) == (2, True, False)
+
+    async def test_a_missing_topic_is_named(self, group: Group) -> None:
+        code, _, err = await command(group, "prune", "--yes", CONSUMER_KAFKA__TOPICS="nobody-made-this")
+
+        assert (code, "topic nobody-made-this does not exist" in err) == (2, True)
+
+    async def test_a_signal_stops_it_between_two_transactions(self, group: Group) -> None:
+        async with opened(group.database) as store:
+            await ConversationService(store).apply([message(at=NOW, conversation_id=f"c-{n}") for n in range(400)])
+        await aged(group.database, 40)
+
+        async def some_are_gone() -> bool:
+            return int(await group.one("SELECT count(*) FROM conversation_event")) < 400
+
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "consumer", "prune", "--yes", "--batch", "1", "--pause", "30"),
+            env={**os.environ, **group.environment},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        await until(some_are_gone, "the first page is pruned")
+        process.terminate()
+        out, _ = await asyncio.wait_for(process.communicate(), 20)
+        _, rest, _ = await command(group, "prune", "--yes")
+
+        (stopped,) = map(int, re.findall(r"(\d+) rows removed .*; stopped before the end", out.decode()))
+        assert (process.returncode, 0 < stopped < 400) == (1, True)
+        assert f"{400 - stopped} rows removed" in rest
 
 
 async def test_an_offset_is_set_only_with_yes(group: Group) -> None:

@@ -4,9 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consumer.errors import ConfigurationError
-from consumer.settings import load, variables
+from consumer.settings import duration, load, spelled, variables
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +57,38 @@ def test_sasl_needs_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
         load()
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("PT2S", 2)])
+DURATIONS = [
+    *[("90", 90), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("PT2S", 2)],
+    *[("30d", 2_592_000), ("1d12h", 129_600), ("P1DT1S", 86_401)],
+]
+
+
+@pytest.mark.parametrize(("value", "seconds"), DURATIONS)
 def test_durations_are_written_as_people_do(monkeypatch: pytest.MonkeyPatch, value: str, seconds: int) -> None:
     monkeypatch.setenv("CONSUMER_POLICY__IDLE_AFTER", value)
 
     assert load().policy.policy.idle_after == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(("value", "seconds"), DURATIONS)
+def test_an_option_understands_the_durations_of_the_settings(value: str, seconds: int) -> None:
+    assert duration(value) == timedelta(seconds=seconds)
+
+
+@given(st.integers(1, 400 * 86_400))
+def test_a_duration_is_shown_as_it_may_be_written(seconds: int) -> None:
+    assert duration(spelled(timedelta(seconds=seconds))) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(("hours", "shown"), [(0.25, "15m"), (24, "24h"), (48, "48h"), (338, "14d2h"), (720, "30d")])
+def test_days_are_shown_from_three_on(hours: float, shown: str) -> None:
+    assert spelled(timedelta(hours=hours)) == shown
+
+
+@pytest.mark.parametrize("value", ["", "soon", "d", "12h1d", "-1d", "0d", "1.5d", "P", "999999999999d", "nan"])
+def test_what_is_no_duration_is_named(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{value}' is no duration: write it as 30d"):
+        duration(value)
 
 
 def test_topics_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
