@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
 import asyncpg
 from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import murmur2
 
 from consumer import migrations
 from consumer.contract import encoded
@@ -22,18 +24,24 @@ from consumer.devstack.topic import delete
 from consumer.kafka import admin, log_bounds
 from consumer.service import Partition
 from consumer.settings import KafkaSettings
-from tests.benchmarks.workload import Workload
+from tests.benchmarks.workload import PACE, Workload
 
 PARTITIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A topic with a workload in it. `talk` has the offset of the first event after the opening, by partition."""
+    """A topic with a workload in it. By partition: `talk`, the offset of the first event after the opening; `ends`."""
 
     kafka: KafkaSettings
     workload: Workload
+    starting: datetime
     talk: dict[int, int]
+    ends: dict[int, int]
+
+    def place_of(self, conversation_id: str) -> int:
+        """The partition it is on."""
+        return int(murmur2(conversation_id.encode()) & 0x7FFFFFFF) % len(self.ends)
 
     def for_a_new_group(self) -> KafkaSettings:
         return self.kafka.model_copy(update={"group_id": f"{self.kafka.group_id}-{secrets.token_hex(4)}"})
@@ -58,13 +66,15 @@ class Arena:
     async def log(self, workload: Workload, *, opening: bool = True) -> AsyncIterator[Log]:
         """A topic with all of the workload, or with what comes after its opening."""
         async with self.topic() as kafka:
-            events = workload.all()
+            starting = datetime.now(UTC) - workload.total * PACE
+            events = workload.all(starting)
             first = list(islice(events, workload.opening))
             await fill(kafka, first if opening else ())
             places = [Partition(kafka.group_id, kafka.topics[0], number) for number in range(PARTITIONS)]
             talk = {place.number: end for place, (_, end) in (await log_bounds(kafka, places)).items()}
             await fill(kafka, events)
-            yield Log(kafka, workload, talk)
+            ends = {place.number: end for place, (_, end) in (await log_bounds(kafka, places)).items()}
+            yield Log(kafka, workload, starting, talk, ends)
 
     @asynccontextmanager
     async def topic(self, configs: dict[str, str] | None = None) -> AsyncIterator[KafkaSettings]:

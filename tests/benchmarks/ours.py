@@ -73,7 +73,7 @@ def environment(kafka: KafkaSettings, database: str) -> Mapping[str, str]:
 
 async def apply_all(arena: Arena, log: Log, database: str, count: int = 1) -> Run:
     """Has `count` replicas apply the log from its start; measured from after the opening to the end."""
-    end = sum(log.talk.values()) + log.workload.events
+    end = sum(log.ends.values())
     async with replicas(arena, count, log.for_a_new_group(), database) as running:
         return await measured(database, running, sum(log.talk.values()) + WARM_UP, end)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -33,14 +33,13 @@ class Workload:
     def total(self) -> int:
         return self.opening + self.events
 
-    def all(self, starting: datetime | None = None) -> Iterator[Event]:
-        """All of them. They end about now, unless told when to start."""
+    def all(self, starting: datetime) -> Iterator[Event]:
+        """All of them, the same for the same start."""
         random = Random(self.seed)
-        at = starting or datetime.now(UTC) - self.total * PACE
         for number in range(self.total):
             chosen = number if number < self.opening else self._chosen(random)
             kind = "user" if number < self.opening else random.choices(list(KINDS), list(KINDS.values()))[0]
-            yield _event(kind, f"thread-{chosen:08}", f"wamid.{self.seed}.{number:09}", at + number * PACE)
+            yield _event(kind, f"thread-{chosen:08}", f"wamid.{self.seed}.{number:09}", starting + number * PACE)
 
     def _chosen(self, random: Random) -> int:
         return 0 if random.random() < self.hot_share else random.randrange(self.conversations)

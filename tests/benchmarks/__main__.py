@@ -1,0 +1,194 @@
+"""Measures ours and its rivals side by side, and ours under conditions: `python -m tests.benchmarks [--quick]`."""
+
+import argparse
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from consumer.devstack.services import services
+from tests.benchmarks import conditions, pruning
+from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
+from tests.benchmarks.contest import RIVALS, rate_of, run_of_ours
+from tests.benchmarks.ours import Run, apply_all
+from tests.benchmarks.plan import FULL, QUICK, Plan
+from tests.benchmarks.report import Goal, Results, save, show, table
+from tests.benchmarks.workload import Workload
+
+console = Console(soft_wrap=True, highlight=False)
+OURS = {"E": 1, "E2": 2, "E4": 4}
+"""Letter -> replicas of ours, a process each."""
+
+
+async def contest(arena: Arena, plan: Plan, results: Results) -> None:
+    """Every rival in every round, in turn."""
+    runs: dict[str, list[Run]] = {}
+    async with arena.log(Workload(events=plan.events)) as log:
+        for number in range(plan.rounds):
+            for rival in RIVALS:
+                results.rates.setdefault(rival.letter, []).append(await rate_of(arena, log, rival))
+                say(f"round {number + 1}", rival.letter, results.rates[rival.letter][-1])
+            for letter, replicas in OURS.items():
+                runs.setdefault(letter, []).append(await run_of_ours(arena, log, replicas))
+                results.rates.setdefault(letter, []).append(runs[letter][-1].rate)
+                say(f"round {number + 1}", letter, runs[letter][-1].rate)
+    results.tables["Cost and scale"] = _scale(runs)
+    rate = results.rate
+    results.add(
+        Goal("E against A", rate("E") / rate("A"), 150),
+        Goal("E against B", rate("E") / rate("B"), 150),
+        Goal("E against C32", rate("E") / rate("C32"), 8),
+        Goal("E against D1", rate("E") / rate("D1"), 0.75),
+        Goal("E against Dn", rate("E") / rate("Dn"), 0.55),
+        Goal("two replicas against one", rate("E2") / rate("E"), 1.3),
+        Goal("two replicas against Dn", rate("E2") / rate("Dn"), 0.75),
+    )
+
+
+def _scale(runs: dict[str, list[Run]]) -> list[list[str]]:
+    """CPU per event tells where the wall is: of `cores` seconds a second, who takes how many."""
+    rows = []
+    for letter, of_one in runs.items():
+        run = sorted(of_one, key=lambda one: one.rate)[len(of_one) // 2]
+        cpu = (run.cpu.replicas, run.cpu.postgres, run.cpu.kafka)
+        busy = f"{sum(cpu) / run.seconds / (os.cpu_count() or 1):.0%}"
+        microseconds = (f"{1e6 * one / run.events:.1f}" for one in cpu)
+        rows.append((OURS[letter], f"{run.rate:,.0f}", *microseconds, busy, f"{run.wal_bytes / run.events:.0f}"))
+    heading = ("replicas", "events/s", "CPU µs an event: replicas", "PostgreSQL", "Kafka", "machine busy", "WAL bytes")
+    return table(heading, *rows)
+
+
+async def latency(arena: Arena, plan: Plan, results: Results) -> None:
+    found = await conditions.latency(arena, 500, plan.latency_seconds)
+    console.print(found)
+    results.add(
+        Goal("latency at 500 events/s, p50", found.p50, 5, at_most=True, unit="ms"),
+        Goal("latency at 500 events/s, p99", found.p99, 20, at_most=True, unit="ms"),
+    )
+
+
+async def growth(arena: Arena, plan: Plan, results: Results) -> None:
+    found = []
+    for conversations in (10_000, plan.grown):
+        async with arena.log(Workload(conversations, plan.events), opening=False) as log:
+            rounds = []
+            for _ in range(plan.rounds):
+                async with conditions.grown(arena, conversations) as database:
+                    rounds.append(await conditions.on_a_grown_table(arena, log, database))
+                say("growth", f"{conversations:,} conversations", rounds[-1].run.rate)
+        found.append(sorted(rounds, key=lambda one: one.run.rate)[len(rounds) // 2])
+    small, large = found
+    results.tables["Growth"] = table(
+        ("conversations", "events/s", "updates", "of them HOT"),
+        *((f"{one.conversations:,}", f"{one.run.rate:,.0f}", f"{one.updates:,}", f"{one.hot:,}") for one in found),
+    )
+    results.add(
+        Goal(
+            f"{large.conversations:,} conversations against {small.conversations:,}",
+            large.run.rate / small.run.rate,
+            0.8,
+        ),
+        Goal("updates that are HOT", large.hot / large.updates, 0.9),
+    )
+
+
+async def skew(arena: Arena, plan: Plan, results: Results) -> None:
+    uniform = await _median(arena, plan, Workload(events=plan.events))
+    skewed = await _median(arena, plan, Workload(events=plan.events, hot_share=0.9))
+    say("skew", "90 % on one conversation", skewed.rate)
+    results.add(Goal("90 % of events on one conversation against uniform", skewed.rate / uniform.rate, 1))
+
+
+async def _median(arena: Arena, plan: Plan, workload: Workload) -> Run:
+    async with arena.log(workload) as log:
+        return await _middle(plan, lambda: _alone(arena, log))
+
+
+async def _alone(arena: Arena, log: Log) -> Run:
+    async with arena.database() as database:
+        return await apply_all(arena, log, database)
+
+
+async def _middle(plan: Plan, measure: Callable[[], Awaitable[Run]]) -> Run:
+    runs = sorted([await measure() for _ in range(plan.rounds)], key=lambda run: run.rate)
+    return runs[len(runs) // 2]
+
+
+async def contention(arena: Arena, plan: Plan, results: Results) -> None:
+    async with arena.log(Workload(events=plan.events)) as log:
+        aside = await _middle(plan, lambda: conditions.contended(arena, log, on_ours=False))
+        on_ours = await _middle(plan, lambda: conditions.contended(arena, log, on_ours=True))
+        alone = await _middle(plan, lambda: _alone(arena, log))
+        free = await conditions.with_a_held_row(arena, log, held=False)
+        held = await conditions.with_a_held_row(arena, log, held=True)
+    say("contention", "8 writers elsewhere, on our rows, none", aside.rate, on_ours.rate, alone.rate)
+    results.tables["Contention"] = table(
+        ("outside", "events/s"),
+        ("nobody", f"{alone.rate:,.0f}"),
+        ("8 writers on 10 rows of their own", f"{aside.rate:,.0f}"),
+        ("8 writers on 10 of our rows", f"{on_ours.rate:,.0f}"),
+    )
+    others = free.others_seconds / held.others_seconds
+    results.add(
+        Goal("8 writers on 10 of our rows against the same elsewhere", on_ours.rate / aside.rate, 0.7),
+        Goal("other partitions while a row is held", others, 0.7),
+    )
+
+
+async def memory(arena: Arena, plan: Plan, results: Results) -> None:
+    async with arena.log(Workload(events=plan.backlog)) as log:
+        found = await conditions.memory(arena, log)
+    console.print(found)
+    results.add(
+        Goal(f"memory with a backlog of {found.backlog:,}", found.highest, 250, at_most=True, unit="MiB"),
+        Goal("memory, second half of it against the first", found.second_half / found.first_half, 1.1, at_most=True),
+    )
+
+
+async def prune(arena: Arena, plan: Plan, results: Results) -> None:
+    async with arena.database() as database:
+        found = await pruning.measure(database, rows=plan.pruned)
+    results.tables["Pruning"] = table(
+        ("rows removed", "rows/s", "WAL bytes a row"),
+        (f"{found.rows:,}", f"{found.rows / found.seconds:,.0f}", f"{found.wal_bytes / found.rows:.0f}"),
+    )
+
+
+PARTS = {part.__name__: part for part in (contest, latency, skew, contention, memory, growth, prune)}
+
+
+def say(where: str, what: str, *rates: float) -> None:
+    console.print(f"{where}: {what} {', '.join(f'{rate:,.0f}/s' for rate in rates)}")
+
+
+async def run(plan: Plan, only: list[str], results: Results) -> None:
+    with ExitStack() as stack:
+        found = stack.enter_context(services())
+        console.print(found.how)
+        async with open_arena(found) as arena:
+            for name in only or plan.parts:
+                await PARTS[name](arena, plan, results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller and once: in minutes, only roughly right")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*PARTS], help="these parts")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else FULL
+    results = Results(plan.command, f"{os.cpu_count()} cores, {PARTITIONS} partitions", _names())
+    asyncio.run(run(plan, arguments.only, results))
+    show(console, results)
+    if not (arguments.quick or arguments.only):
+        save(results)
+
+
+def _names() -> dict[str, str]:
+    rivals = {rival.letter: rival.what for rival in RIVALS}
+    return rivals | {"E": "ours, one replica", "E2": "ours, two replicas", "E4": "ours, four replicas"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""How much is measured, and how often."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`events` of each run of ours, `rounds` of which the median counts."""
+
+    command: str
+    parts: tuple[str, ...]
+    events: int
+    rounds: int
+    latency_seconds: float
+    grown: int
+    backlog: int
+    pruned: int
+
+
+FULL = Plan(
+    "make bench",
+    ("contest", "latency", "skew", "contention", "memory", "growth", "prune"),
+    events=200_000,
+    rounds=3,
+    latency_seconds=20,
+    grown=5_000_000,
+    backlog=1_000_000,
+    pruned=1_000_000,
+)
+QUICK = Plan(
+    "make bench-quick",
+    ("contest", "latency", "skew", "memory"),
+    events=60_000,
+    rounds=1,
+    latency_seconds=5,
+    grown=100_000,
+    backlog=100_000,
+    pruned=100_000,
+)
