@@ -310,6 +310,15 @@ class ConversationService:
 
     async def _win(self, batch: Batch, part: Sequence[int], patience: Patience, *, hold: bool) -> None:
         """Attempts until every conversation of the part is written, backing off in between."""
+        try:
+            await self._attempt(batch, part, 1, hold=hold)
+        except ContentionError as error:
+            await self._win_back(error, batch, part, patience, hold=hold)
+
+    async def _win_back(
+        self, first: ContentionError, batch: Batch, part: Sequence[int], patience: Patience, *, hold: bool
+    ) -> None:
+        """Tries again; `first` is what the first attempt came to, made without the machinery that this takes."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(ContentionError),
             wait=self._full_jitter,
@@ -319,7 +328,9 @@ class ConversationService:
             reraise=True,
         ):
             with attempt:
-                await self._attempt(batch, part, attempt.retry_state.attempt_number, hold=hold)
+                if (number := attempt.retry_state.attempt_number) == 1:
+                    raise first
+                await self._attempt(batch, part, number, hold=hold)
 
     async def _attempt(self, batch: Batch, part: Sequence[int], number: int, *, hold: bool) -> None:
         """One round on fresh state. Raises `ContentionError` if anything lost its race."""

@@ -153,8 +153,8 @@ class RetrySettings(_Group):
 
 
 class WorkerSettings(_Group):
-    max_batch: int = Field(2000, ge=1, description="Most records written in one transaction.")
-    max_buffered: int = Field(8000, ge=1, description="Records buffered per partition before fetching pauses.")
+    max_batch: int = Field(4000, ge=1, description="Most records written in one transaction.")
+    max_buffered: int = Field(12000, ge=1, description="Records buffered per partition before fetching pauses.")
     max_buffered_bytes: int = Field(8 * 2**20, ge=1, description="Bytes buffered per partition before fetching pauses.")
     max_remembered: int = Field(5000, ge=0, description="Conversations per partition that need not be read again.")
     max_record_bytes: int = Field(65536, ge=1, description="A larger record is a dead letter.")

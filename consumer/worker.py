@@ -234,6 +234,17 @@ class PartitionWorker:
 
     async def _patiently(self, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()] = ()) -> None:
         """Through outages, however long: the partition waits, not ready, while heartbeats go on."""
+        try:
+            await action()
+        except UnavailableError as error:
+            await self._sit_out(error, action, but)
+        if self._health.outages.pop(self._name, None):
+            log.info("outage over", partition=self._name)
+
+    async def _sit_out(
+        self, first: UnavailableError, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()]
+    ) -> None:
+        """Tries again; `first` is what the first attempt came to, made without the machinery that this takes."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(lambda e: isinstance(e, UnavailableError) and not isinstance(e, but)),
             reraise=True,
@@ -242,9 +253,9 @@ class PartitionWorker:
             before_sleep=self._note_outage,
         ):
             with attempt:
+                if attempt.retry_state.attempt_number == 1:
+                    raise first
                 await action()
-        if self._health.outages.pop(self._name, None):
-            log.info("outage over", partition=self._name)
 
     def _note_outage(self, state: RetryCallState) -> None:
         error = state.outcome and state.outcome.exception()

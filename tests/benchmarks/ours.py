@@ -12,7 +12,7 @@ import psutil
 from consumer.devstack.database import APPLIED
 from consumer.devstack.replica import Replica
 from consumer.settings import KafkaSettings
-from tests.benchmarks.arena import Arena, Log
+from tests.benchmarks.arena import PARTITIONS, Arena, Log
 
 SAMPLE_SECONDS = 0.01
 LIMIT_SECONDS = 600
@@ -72,10 +72,22 @@ def environment(kafka: KafkaSettings, database: str) -> Mapping[str, str]:
 
 
 async def apply_all(arena: Arena, log: Log, database: str, count: int = 1) -> Run:
-    """Has `count` replicas apply the log from its start; measured from after the opening to the end."""
+    """Has `count` replicas apply the log from its start; measured from when they share it, after the opening."""
     end = sum(log.ends.values())
     async with replicas(arena, count, log.for_a_new_group(), database) as running:
-        return await measured(database, running, sum(log.talk.values()) + WARM_UP, end)
+        await shared(running)
+        run = await measured(database, running, sum(log.talk.values()) + WARM_UP, end)
+    if run.events < log.workload.events / 4:
+        raise RuntimeError(f"only {run.events} events were left when {count} replicas had started: take more")
+    return run
+
+
+async def shared(running: list[Replica]) -> None:
+    """Waits until each of the replicas has its share of the partitions."""
+    while {await replica.count("conversation_assigned_partitions") for replica in running} != {
+        PARTITIONS / len(running)
+    }:
+        await asyncio.sleep(SAMPLE_SECONDS)
 
 
 async def measured(database: str, running: list[Replica], start: int, end: int) -> Run:
