@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 from consumer.contract import to_event
 from consumer.conversation import Event
+from consumer.plain import plain_event
 from schemas import Invalid, Reason, decode
+from schemas.cloudevents import MAX_AHEAD
 
 
 class Record(NamedTuple):
@@ -36,7 +38,11 @@ def decode_all(records: Iterable[Record], max_bytes: int) -> tuple[list[tuple[Re
     now = datetime.now(UTC)
     good: list[tuple[Record, Event]] = []
     bad: list[DeadLetter] = []
+    latest = now + MAX_AHEAD
     for record in records:
+        if event := plain_event(record.key, record.value, latest, max_bytes):
+            good.append((record, event))
+            continue
         try:
             good.append((record, to_event(decode(record.key, record.value, now=now, max_bytes=max_bytes))))
         except Invalid as invalid:

@@ -84,9 +84,8 @@ async def apply_all(arena: Arena, log: Log, database: str, count: int = 1) -> Ru
 
 async def shared(running: list[Replica]) -> None:
     """Waits until each of the replicas has its share of the partitions."""
-    while {await replica.count("conversation_assigned_partitions") for replica in running} != {
-        PARTITIONS / len(running)
-    }:
+    share = {PARTITIONS / len(running)}
+    while {await replica.count("conversation_assigned_partitions") for replica in running} != share:  # noqa: ASYNC110
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
