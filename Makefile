@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test simulate mutation mutmut fuzz lint ci lock schemas docs image clean
+.PHONY: help install demo test simulate mutation mutmut fuzz bench bench-quick profile lint ci lock schemas docs image clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 SEED ?= 0
@@ -49,6 +49,15 @@ mutmut: install ## change the lifecycle and the service in every small way: the 
 fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL (RECORDS=1000000 SEED=0)
 	$(BIN)/python -m tests.fuzz --records $(RECORDS) --seed $(SEED)
 
+bench: install ## ours beside its rivals and under conditions, every goal with its figure (20 min; writes the README's figures)
+	$(BIN)/python -m tests.benchmarks
+
+bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly right
+	$(BIN)/python -m tests.benchmarks --quick
+
+profile: install ## where the time of a replica goes
+	$(BIN)/python -m tests.benchmarks.profile
+
 lint: install ## style, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,6 +70,7 @@ ci: lint ## what a push must pass; anything but real Apache Kafka fails
 	$(MAKE) simulate
 	$(MAKE) mutation
 	$(MAKE) fuzz RECORDS=50000
+	$(MAKE) bench-quick
 	$(MAKE) test
 
 lock: install ## resolve the locked requirements anew

@@ -14,10 +14,19 @@ APPLIED = "SELECT coalesce(sum(next_offset), 0) FROM kafka_offset"
 
 
 @asynccontextmanager
-async def new_database(server: str, prefix: str, template: str | None = None) -> AsyncIterator[str]:
-    """The URL of a database that lasts as long as the block; a copy of `template` (a URL), if there is one."""
+async def new_database(
+    server: str, prefix: str, template: str | None = None, strategy: str = "WAL_LOG"
+) -> AsyncIterator[str]:
+    """The URL of a database that lasts as long as the block; a copy of `template` (a URL), if there is one.
+
+    `strategy` is that of `CREATE DATABASE`: FILE_COPY for a large one.
+    """
     name = f"{prefix}_{secrets.token_hex(8)}"
-    await execute(server, f"CREATE DATABASE {name}" + (f" TEMPLATE {urlsplit(template).path[1:]}" if template else ""))
+    await execute(
+        server,
+        f"CREATE DATABASE {name}"
+        + (f" TEMPLATE {urlsplit(template).path[1:]} STRATEGY {strategy}" if template else ""),
+    )
     try:
         yield urlsplit(server)._replace(path=f"/{name}").geturl()
     finally:

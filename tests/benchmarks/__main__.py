@@ -18,8 +18,11 @@ from tests.benchmarks.report import Goal, Results, save, show, table
 from tests.benchmarks.workload import Workload
 
 console = Console(soft_wrap=True, highlight=False)
-OURS = {"E": 1, "E2": 2, "E4": 4}
-"""Letter -> replicas of ours, a process each."""
+STATEMENTS = 11
+"""Of a transaction, at most: `tests/integration/test_statements.py`."""
+OURS = {1: "E", 2: "E2", 4: "E4"}
+"""Replicas of ours, a process each -> letter."""
+REPLICAS = {letter: replicas for replicas, letter in OURS.items()}
 
 
 async def contest(arena: Arena, plan: Plan, results: Results) -> None:
@@ -30,7 +33,8 @@ async def contest(arena: Arena, plan: Plan, results: Results) -> None:
             for rival in RIVALS:
                 results.rates.setdefault(rival.letter, []).append(await rate_of(arena, log, rival))
                 say(f"round {number + 1}", rival.letter, results.rates[rival.letter][-1])
-            for letter, replicas in OURS.items():
+            for replicas in plan.replicas:
+                letter = OURS[replicas]
                 runs.setdefault(letter, []).append(await run_of_ours(arena, log, replicas))
                 results.rates.setdefault(letter, []).append(runs[letter][-1].rate)
                 say(f"round {number + 1}", letter, runs[letter][-1].rate)
@@ -55,8 +59,11 @@ def _scale(runs: dict[str, list[Run]]) -> list[list[str]]:
         cpu = (run.cpu.replicas, run.cpu.postgres, run.cpu.kafka)
         busy = f"{sum(cpu) / run.seconds / (os.cpu_count() or 1):.0%}"
         microseconds = (f"{1e6 * one / run.events:.1f}" for one in cpu)
-        rows.append((OURS[letter], f"{run.rate:,.0f}", *microseconds, busy, f"{run.wal_bytes / run.events:.0f}"))
-    heading = ("replicas", "events/s", "CPU µs an event: replicas", "PostgreSQL", "Kafka", "machine busy", "WAL bytes")
+        statements = f"{STATEMENTS * run.transactions / run.events:.4f}"
+        wal = f"{run.wal_bytes / run.events:.0f}"
+        rows.append((REPLICAS[letter], f"{run.rate:,.0f}", *microseconds, busy, wal, statements))
+    cpu_heading = ("CPU µs an event: replicas", "PostgreSQL", "Kafka")
+    heading = ("replicas", "events/s", *cpu_heading, "machine busy", "WAL bytes an event", "SQL statements an event")
     return table(heading, *rows)
 
 
@@ -72,12 +79,10 @@ async def latency(arena: Arena, plan: Plan, results: Results) -> None:
 async def growth(arena: Arena, plan: Plan, results: Results) -> None:
     found = []
     for conversations in (10_000, plan.grown):
-        async with arena.log(Workload(conversations, plan.events), opening=False) as log:
-            rounds = []
-            for _ in range(plan.rounds):
-                async with conditions.grown(arena, conversations) as database:
-                    rounds.append(await conditions.on_a_grown_table(arena, log, database))
-                say("growth", f"{conversations:,} conversations", rounds[-1].run.rate)
+        workload = Workload(conversations, plan.events)
+        async with arena.log(workload, opening=False) as log, conditions.grown(arena, conversations) as template:
+            rounds = [await conditions.on_a_grown_table(arena, log, template) for _ in range(plan.rounds)]
+        say("growth", f"{conversations:,} conversations", *(one.run.rate for one in rounds))
         found.append(sorted(rounds, key=lambda one: one.run.rate)[len(rounds) // 2])
     small, large = found
     results.tables["Growth"] = table(

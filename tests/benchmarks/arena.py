@@ -58,7 +58,8 @@ class Arena:
     @asynccontextmanager
     async def database(self, template: str | None = None) -> AsyncIterator[str]:
         """A database at the newest schema. What was written before is on disk by then, so that nobody pays for it."""
-        async with new_database(self.services.postgres, "bench", template or self.template) as url:
+        copied = template or self.template
+        async with new_database(self.services.postgres, "bench", copied, "FILE_COPY" if template else "WAL_LOG") as url:
             await execute(url, "CHECKPOINT")
             yield url
 

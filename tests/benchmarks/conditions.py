@@ -39,6 +39,8 @@ DORMANT = """
     SELECT conversation_id, 'whatsapp:15550001111', 'opening', 1, 1, 'inbound-message', opened_at, opened_at,
         'applied', 'agent', null, 'progress', 'agent', null FROM conversation"""
 SOURCE = "whatsapp:15550001111"
+HOT = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'conversation'"
+"""Each connection adds what it has done when it ends, at the latest."""
 WRITERS = 8
 CONTENDED = 10
 MIB = 2**20
@@ -132,14 +134,11 @@ async def grown(arena: Arena, conversations: int) -> AsyncIterator[str]:
         yield database
 
 
-async def on_a_grown_table(arena: Arena, log: Log, database: str) -> Grown:
-    """The talk of `log` on it."""
-    await execute(database, "SELECT pg_stat_reset()")
-    run = await apply_all(arena, log, database)
-    await asyncio.sleep(1)  # the statistics are written with a delay
-    counted = await fetch(
-        database, "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'conversation'"
-    )
+async def on_a_grown_table(arena: Arena, log: Log, template: str) -> Grown:
+    """The talk of `log` on a copy of it."""
+    async with arena.database(template) as database:
+        run = await apply_all(arena, log, database)
+        counted = await fetch(database, HOT)
     ((updates, hot),) = counted
     return Grown(log.workload.conversations, run, int(str(updates)), int(str(hot)))
 

@@ -40,6 +40,7 @@ class Run:
     seconds: float
     cpu: Usage
     wal_bytes: int
+    transactions: int
 
     @property
     def rate(self) -> float:
@@ -68,6 +69,9 @@ def environment(kafka: KafkaSettings, database: str) -> Mapping[str, str]:
         "CONSUMER_KAFKA__GROUP_ID": kafka.group_id,
         "CONSUMER_KAFKA__TOPICS": kafka.topics[0],
         "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": kafka.dead_letter_topic,
+        # A replica learns with its next heartbeat that it is to share: a third of this.
+        "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": "3",
+        "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": "2",
     }
 
 
@@ -94,10 +98,12 @@ async def measured(database: str, running: list[Replica], start: int, end: int) 
     connection = await asyncpg.connect(database)
     try:
         at_start = await passed(connection, start)
-        cpu, wal, began = usage(running), await _wal(connection), time.monotonic()
+        cpu, wal, transactions = usage(running), await _wal(connection), await _transactions(running)
+        began = time.monotonic()
         at_end = await passed(connection, end)
         seconds = time.monotonic() - began
-        return Run(at_end - at_start, seconds, usage(running) - cpu, await _wal(connection) - wal)
+        cpu, wal = usage(running) - cpu, await _wal(connection) - wal
+        return Run(at_end - at_start, seconds, cpu, wal, await _transactions(running) - transactions)
     finally:
         await connection.close()
 
@@ -135,3 +141,8 @@ def _seconds(process: psutil.Process) -> float:
 
 async def _wal(connection: asyncpg.Connection) -> int:
     return int(await connection.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
+
+
+async def _transactions(running: list[Replica]) -> int:
+    counts = [await replica.count("conversation_db_transaction_seconds_count", operation="save") for replica in running]
+    return round(sum(counts))

@@ -9,6 +9,7 @@ class Plan:
 
     command: str
     parts: tuple[str, ...]
+    replicas: tuple[int, ...]
     events: int
     rounds: int
     latency_seconds: float
@@ -20,7 +21,8 @@ class Plan:
 FULL = Plan(
     "make bench",
     ("contest", "latency", "skew", "contention", "memory", "growth", "prune"),
-    events=200_000,
+    replicas=(1, 2, 4),
+    events=300_000,
     rounds=3,
     latency_seconds=20,
     grown=5_000_000,
@@ -30,7 +32,8 @@ FULL = Plan(
 QUICK = Plan(
     "make bench-quick",
     ("contest", "latency", "skew", "memory"),
-    events=60_000,
+    replicas=(1, 2),
+    events=150_000,
     rounds=1,
     latency_seconds=5,
     grown=100_000,

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
 import pytest
 
-from consumer.conversation import Author, Event, Outcome
+from consumer.conversation import Author, Change, Conversation, Event, Outcome, Policy, fold
 from consumer.errors import (
     ConcurrencyError,
     ContentionError,
@@ -28,6 +29,7 @@ from consumer.service import (
     EventsById,
     Locking,
     Lost,
+    Memory,
     Partition,
     Progress,
     RetryPolicy,
@@ -456,3 +458,76 @@ async def test_a_mark_fits_into_a_bigint() -> None:
     await ConversationService(store, rng=Ones()).consume(Batch([message(at=NOW)], Progress(PLACE, 0, 1)), Recorder())
 
     assert store.offsets[PLACE].mark == 2**63 - 1
+
+
+class TestMemory:
+    """Of one partition: what its last transactions left, and no more than it may hold."""
+
+    def made(self, *keys: str) -> list[Change]:
+        return [fold(Conversation(key), [message(at=NOW, conversation_id=key)], (), Policy(), NOW) for key in keys]
+
+    def test_what_was_written_is_remembered(self) -> None:
+        memory = Memory(10)
+        (change,) = self.made("c-1")
+
+        memory.keep([change], {})
+
+        assert memory.of(["c-1", "c-2"]) == {"c-1": change.after}
+
+    def test_what_was_lost_is_not(self) -> None:
+        memory = Memory(10)
+        memory.keep(self.made("c-1"), {})
+
+        memory.keep(self.made("c-1"), {"c-1": "version"})
+
+        assert memory.of(["c-1"]) == {}
+
+    def test_what_was_never_seen_is_not(self) -> None:
+        memory = Memory(10)
+
+        memory.keep([fold(Conversation("c-1"), [tick(NOW)], (), Policy(), NOW)], {})
+
+        assert memory.of(["c-1"]) == {}
+
+    def test_those_written_longest_ago_go_first(self) -> None:
+        memory = Memory(2)
+        memory.keep(self.made("c-1", "c-2"), {})
+
+        memory.keep(self.made("c-1", "c-3"), {})
+
+        assert set(memory.of(["c-1", "c-2", "c-3"])) == {"c-1", "c-3"}
+
+    def test_only_the_current_session_is_kept(self) -> None:
+        memory = Memory(10)
+        events: list[Event] = [message(at=NOW - HOUR), close(at=NOW - MINUTE), message(at=NOW)]
+        change = fold(Conversation("c-1"), events, (), Policy(), NOW)
+
+        memory.keep([change], {})
+
+        assert [session.number for session in memory.of(["c-1"])["c-1"].sessions] == [2]
+
+    @pytest.mark.parametrize("error", [ContentionError("deadlock"), UnavailableError("away"), RefusedError("a value")])
+    async def test_whatever_fails_all_of_it_is_forgotten(self, error: Exception) -> None:
+        store = FailingOnce(error)
+        memory = Memory(10)
+        memory.keep(self.made("c-9"), {})
+        batch = Batch([message(at=NOW)], memory=memory)
+
+        with suppress(UnavailableError):
+            await service(store, Recorder()).consume(batch, Recorder())
+
+        assert memory.of(["c-9"]) == {}
+
+
+class FailingOnce(MemoryStore):
+    """The first save fails."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error: Exception | None = error
+
+    async def save(self, decided: Decided, *rest: Any) -> Lost:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return await super().save(decided, *rest)

@@ -1,0 +1,97 @@
+"""What a batch costs in statements: the same for one event as for thousands."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from consumer import postgres
+from consumer.conversation import Event
+from consumer.postgres import PostgresStore
+from consumer.service import Batch, ConversationService, Memory, Partition, Progress, StoredOffset
+from tests.builders import HOUR, MINUTE, close, message
+
+NOW = datetime.now(UTC)
+PLACE = Partition("group", "events", 0)
+NAMES = {
+    postgres._GUARD: "guard",
+    postgres._LOAD: "load",
+    postgres._KNOWN_AND_NOW: "known and now",
+    postgres._UPDATE: "update",
+    postgres._INSERT: "insert",
+    postgres._ARCHIVE: "archive",
+    postgres._ADVANCE: "advance",
+}
+
+
+class Listening(asyncpg.Connection):  # type: ignore[misc]
+    """Writes down what it is told."""
+
+    told: list[str]
+
+    async def execute(self, query: str, *arguments: Any, **options: Any) -> Any:
+        self.told.append(NAMES.get(query, query.rstrip(";")))
+        return await super().execute(query, *arguments, **options)
+
+    async def fetch(self, query: str, *arguments: Any, **options: Any) -> Any:
+        self.told.append(NAMES.get(query, query))
+        return await super().fetch(query, *arguments, **options)
+
+    async def copy_records_to_table(self, table_name: str, **options: Any) -> Any:
+        self.told.append(f"copy {table_name}")
+        return await super().copy_records_to_table(table_name, **options)
+
+
+@asynccontextmanager
+async def listened(database: str) -> AsyncIterator[tuple[PostgresStore, list[str]]]:
+    Listening.told = []
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: asyncpg.connect(database, connection_class=Listening),
+        isolation_level="AUTOCOMMIT",
+    )
+    try:
+        yield PostgresStore(engine), Listening.told
+    finally:
+        await engine.dispose()
+
+
+async def statements_of(database: str, *batches: Sequence[Event]) -> list[str]:
+    """Those of the last of the batches, which follow each other as in the log."""
+    async with listened(database) as (store, told):
+        await store.create_offset(PLACE, StoredOffset("cluster", 0))
+        service, memory, mark, start = ConversationService(store), Memory(1000), 0, 0
+        for events in batches:
+            batch = Batch(events, Progress(PLACE, start, start + len(events), mark), memory=memory)
+            told.clear()
+            await service.consume(batch, asyncio.sleep)
+            assert batch.progress is not None
+            start, mark = batch.progress.end, batch.progress.mark
+        return list(told)
+
+
+def messages(count: int, at: datetime) -> Sequence[Event]:
+    return [message(at=at, conversation_id=f"c-{number % 300}") for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 3000])
+async def test_a_batch_of_messages_takes_eight_statements(database: str, count: int) -> None:
+    told = await statements_of(database, messages(count, NOW - MINUTE), messages(count, NOW))
+
+    assert told == ["BEGIN", "guard", "load", "known and now", "update", "copy conversation_event", "advance", "COMMIT"]
+
+
+@pytest.mark.parametrize("count", [1, 3000])
+async def test_new_conversations_closings_and_next_sessions_take_three_more(database: str, count: int) -> None:
+    old: Iterable[Event] = (close(at=NOW - HOUR, conversation_id=f"c-{number}") for number in range(count))
+    new: Iterable[Event] = (message(at=NOW, conversation_id=f"new-{number}") for number in range(count))
+
+    told = await statements_of(database, [*old], [*messages(count, NOW), *new])
+
+    reading, writing = ["BEGIN", "guard", "load", "known and now"], ["update", "insert", "archive"]
+    assert told == [*reading, *writing, "copy conversation_event", "copy transition_outbox", "advance", "COMMIT"]
