@@ -131,7 +131,7 @@ class AssignedPartition:
             return ()
         taken = self._buffer[:limit]
         del self._buffer[:limit]
-        self._buffered_bytes -= sum(map(_size, taken))
+        self._buffered_bytes -= _size(taken)
         self._oldest = taken[0].timestamp
         return taken
 
@@ -162,7 +162,7 @@ class AssignedPartition:
     def put(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
         fetched = [_record(record) for record in records]
         self._buffer += fetched
-        self._buffered_bytes += sum(map(_size, fetched))
+        self._buffered_bytes += _size(fetched)
         self._fetched_to = self._read_to = fetched[-1].offset + 1
         self._news.set()
 
@@ -330,9 +330,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         partition.put(records)
         count = self._partitions_of(tp.topic)
-        keys = (record.key for record in records if record.key is not None and len(record.key) <= MAX_KEY_BYTES)
-        strays = sum(self._home_of(key, count) != tp.partition for key in keys)
-        self._metrics.misplaced.inc(strays)
+        keys = [record.key for record in records if record.key is not None and len(record.key) <= MAX_KEY_BYTES]
+        here, home_of = tp.partition, self._home_of
+        self._metrics.misplaced.inc(sum([home_of(key, count) != here for key in keys]))
 
     def _count_partitions(self, topic: str) -> int:
         return len(self._client.partitions_for_topic(topic) or (0,))
@@ -607,8 +607,8 @@ def _record(record: "ConsumerRecord[bytes, bytes]") -> Record:
     )
 
 
-def _size(record: Record) -> int:
-    return len(record.value or b"") + len(record.key or b"")
+def _size(records: Sequence[Record]) -> int:
+    return sum([len(record.value or b"") + len(record.key or b"") for record in records])
 
 
 def _ms(seconds: float) -> int:

@@ -33,10 +33,11 @@ class BulkHistogram(Histogram):
     """A histogram that takes the observations of a batch at once: one increment a bucket instead of one each."""
 
     def observe_all(self, amounts: Sequence[float]) -> None:
+        """Those below zero, of a clock that is behind another, count as zero."""
         bounds = self._upper_bounds
         for bucket, times in Tally([bisect_left(bounds, amount) for amount in amounts]).items():
             self._buckets[bucket].inc(times)
-        self._sum.inc(sum(amounts))
+        self._sum.inc(sum(amounts) if min(amounts, default=0.0) >= 0 else sum(max(0.0, amount) for amount in amounts))
 
     def observe_times(self, amount: float, times: int) -> None:
         self._buckets[bisect_left(self._upper_bounds, amount)].inc(times)
@@ -197,17 +198,18 @@ class Metrics:
     def committed(self, changes: Sequence[Change], losses: int, topic: str, now: float, seconds: float) -> None:
         """Counts what became of conversations' events that lost `losses` races each. `now` is a Unix time, `seconds`
         the time it took."""
-        pairs = [pair for change in changes for pair in zip(change.events, change.outcomes, strict=True)]
-        for (kind, outcome), times in Tally([(event.kind, outcome) for event, outcome in pairs]).items():
+        events = [event for change in changes for event in change.events]
+        outcomes = [outcome for change in changes for outcome in change.outcomes]
+        for (kind, outcome), times in Tally(zip([event.kind for event in events], outcomes, strict=True)).items():
             self.events.labels(topic, kind, outcome).inc(times)
             self.event_processing.labels(kind).observe_times(seconds, times)
             if outcome.has_effect:
                 self.write_attempts.labels(kind, "committed").inc(times)
                 self.operation_retries.labels(kind).observe_times(losses, times)
-        self.event_age.observe_all([max(0.0, now - event.at.timestamp()) for event, _ in pairs])
-        rows = [row for change in changes for row in change.rows if row.is_transition]
-        for (before, after), times in Tally([(row.from_status or "none", row.to_status) for row in rows]).items():
-            self.transitions.labels(before, after).inc(times)
+        self.event_age.observe_all([now - event.at.timestamp() for event in events])
+        moves = [(row.from_status, row.to_status) for change in changes for row in change.rows if row.is_transition]
+        for (before, after), times in Tally(moves).items():
+            self.transitions.labels(before or "none", after).inc(times)
         self.clock_clamped.inc(sum(change.clamped for change in changes))
 
     @contextmanager

@@ -232,6 +232,8 @@ class PostgresStore:
             max_overflow=0,
             pool_timeout=settings.command_timeout_seconds,
             isolation_level="AUTOCOMMIT",
+            # Nothing is left to roll back: every transaction is a block of the driver's.
+            pool_reset_on_return=None,
         )
         try:
             yield cls(engine, metrics)
