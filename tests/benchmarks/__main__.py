@@ -81,7 +81,7 @@ async def growth(arena: Arena, plan: Plan, results: Results) -> None:
     for conversations in (10_000, plan.grown):
         workload = Workload(conversations, plan.events)
         async with arena.log(workload, opening=False) as log, conditions.grown(arena, conversations) as template:
-            rounds = [await conditions.on_a_grown_table(arena, log, template) for _ in range(plan.rounds)]
+            rounds = [await conditions.on_a_grown_table(arena, log, template) for _ in range(plan.repeats)]
         say("growth", f"{conversations:,} conversations", *(one.run.rate for one in rounds))
         found.append(sorted(rounds, key=lambda one: one.run.rate)[len(rounds) // 2])
     small, large = found
@@ -117,7 +117,7 @@ async def _alone(arena: Arena, log: Log) -> Run:
 
 
 async def _middle(plan: Plan, measure: Callable[[], Awaitable[Run]]) -> Run:
-    runs = sorted([await measure() for _ in range(plan.rounds)], key=lambda run: run.rate)
+    runs = sorted([await measure() for _ in range(plan.repeats)], key=lambda run: run.rate)
     return runs[len(runs) // 2]
 
 

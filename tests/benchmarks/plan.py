@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`events` of each run of ours, `rounds` of which the median counts."""
+    """`events` of each run of ours. `rounds` of the contest and `repeats` of the conditions, whose medians count."""
 
     command: str
     parts: tuple[str, ...]
     replicas: tuple[int, ...]
     events: int
     rounds: int
+    repeats: int
     latency_seconds: float
     grown: int
     backlog: int
@@ -22,8 +23,9 @@ FULL = Plan(
     "make bench",
     ("contest", "latency", "skew", "contention", "memory", "growth", "prune"),
     replicas=(1, 2, 4),
-    events=300_000,
+    events=250_000,
     rounds=3,
+    repeats=1,
     latency_seconds=20,
     grown=5_000_000,
     backlog=1_000_000,
@@ -35,6 +37,7 @@ QUICK = Plan(
     replicas=(1, 2),
     events=150_000,
     rounds=1,
+    repeats=1,
     latency_seconds=5,
     grown=100_000,
     backlog=100_000,
