@@ -48,8 +48,8 @@ class PostgresServer:
             "port": self.port,
             "unix_socket_directories": "",
             "max_connections": 200,
-            "shared_buffers": "128MB",
-            "max_wal_size": "2GB",
+            "shared_buffers": "1GB",
+            "max_wal_size": "4GB",
             "log_min_messages": "fatal",
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]

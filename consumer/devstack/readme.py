@@ -18,11 +18,16 @@ SECTIONS: dict[str, Callable[[], str]] = {
 def regenerated(text: str) -> str:
     """`text` with each section between its two comments as the code has it now."""
     for name, markdown in SECTIONS.items():
-        section = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*(\n<!-- end of {name} -->)", re.DOTALL)
-        if not section.search(text):
-            raise LookupError(f"the README has no section {name}")
-        text = section.sub(lambda match: match[1] + markdown() + match[2], text)  # noqa: B023 - called at once
+        text = with_section(text, name, markdown())
     return text
+
+
+def with_section(text: str, name: str, body: str) -> str:
+    """`text` with `body` between the two comments of section `name`."""
+    section = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*(\n<!-- end of {name} -->)", re.DOTALL)
+    if not section.search(text):
+        raise LookupError(f"the README has no section {name}")
+    return section.sub(lambda match: match[1] + body + match[2], text)
 
 
 if __name__ == "__main__":

@@ -115,12 +115,18 @@ async def _send_paced(
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """Throughput on a table of so many conversations, and the updates that needed no new index entries."""
+    """Throughput on a grown table, and the updates that needed no new index entries."""
 
-    conversations: int
     run: Run
     updates: int
     hot: int
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        run = self.run
+        cpu = f"{1e6 * run.cpu.replicas / run.events:.1f}, {1e6 * run.cpu.postgres / run.events:.1f}"
+        wal = f"{run.wal_bytes / run.events:,.0f}"
+        return f"{run.rate:,.0f}", cpu, wal, f"{self.updates:,}", f"{self.hot / self.updates:.0%}"
 
 
 @asynccontextmanager
@@ -140,7 +146,7 @@ async def on_a_grown_table(arena: Arena, log: Log, template: str) -> Grown:
         run = await apply_all(arena, log, database)
         counted = await fetch(database, HOT)
     ((updates, hot),) = counted
-    return Grown(log.workload.conversations, run, int(str(updates)), int(str(hot)))
+    return Grown(run, int(str(updates)), int(str(hot)))
 
 
 async def contended(arena: Arena, log: Log, *, on_ours: bool) -> Run:

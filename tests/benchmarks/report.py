@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
+
+from consumer.devstack.readme import README, with_section
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -100,12 +101,17 @@ def _tables(told: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def save(results: Results) -> None:
-    RESULTS.write_text(json.dumps(results.as_json(), indent=1, ensure_ascii=False) + "\n")
-    draw(results.as_json())
+    """Into the repository: the JSON, the picture, the README's figures."""
+    told = results.as_json()
+    RESULTS.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    README.write_text(with_section(README.read_text(), "benchmark", markdown(told)))
+    draw(told)
 
 
 def draw(told: dict[str, Any]) -> None:
     """A bar for each rival, on a scale that shows the slow ones too."""
+    import matplotlib as mpl  # noqa: PLC0415 - takes half a second, and only this needs it
+
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - only once the backend is chosen
 

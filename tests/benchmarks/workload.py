@@ -17,13 +17,14 @@ PACE = timedelta(microseconds=100)
 class Workload:
     """`opening` events make the conversations, each by a user's message; `events` more are what is measured.
 
-    `hot_share` of those go to the first conversation.
+    The talk is spread over `active` of the conversations (0: all of them), `hot_share` of it is the first one's.
     """
 
     conversations: int = 10_000
     events: int = 100_000
     hot_share: float = 0.0
     seed: int = 0
+    active: int = 0
 
     @property
     def opening(self) -> int:
@@ -42,7 +43,9 @@ class Workload:
             yield _event(kind, f"thread-{chosen:08}", f"wamid.{self.seed}.{number:09}", starting + number * PACE)
 
     def _chosen(self, random: Random) -> int:
-        return 0 if random.random() < self.hot_share else random.randrange(self.conversations)
+        active = self.active or self.conversations
+        chosen = 0 if random.random() < self.hot_share else random.randrange(active)
+        return chosen * (self.conversations // active)
 
 
 def _event(kind: str, conversation_id: str, event_id: str, at: datetime) -> Event:

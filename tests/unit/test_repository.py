@@ -1,6 +1,7 @@
 """The repository keeps its own rules."""
 
 import ast
+import json
 import re
 import subprocess
 from itertools import chain
@@ -10,6 +11,7 @@ import pytest
 
 from consumer import settings
 from consumer.metrics import Metrics
+from tests.benchmarks.report import RESULTS, markdown
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -62,6 +64,10 @@ def test_each_technology_has_one_importer(technology: str, home: str) -> None:
 
 def test_the_readme_has_the_settings_as_they_are() -> None:
     assert settings.markdown() in README
+
+
+def test_the_readme_has_the_benchmark_as_it_ran() -> None:
+    assert markdown(json.loads(RESULTS.read_text())) in README
 
 
 def test_every_test_that_the_readme_names_exists() -> None:
