@@ -76,8 +76,13 @@ class Outcome(Word):
         return self in EFFECTIVE
 
 
+# Every event is compared with these; until Python 3.12 a member of an enum takes five times as long to look up.
+USER, AGENT, SUPPORT, SYSTEM = Author
+PENDING, PROGRESS, IDLE_TIMEOUT = Status.PENDING, Status.PROGRESS, Status.IDLE_TIMEOUT
+APPLIED = Outcome.APPLIED
+
+OPEN = frozenset({PENDING, PROGRESS, IDLE_TIMEOUT})
 EFFECTIVE = frozenset({Outcome.APPLIED, Outcome.RECLASSIFIED, Outcome.REINSTATED, Outcome.LATE, Outcome.OUTRANKED})
-OPEN = frozenset({Status.PENDING, Status.PROGRESS, Status.IDLE_TIMEOUT})
 
 RANK = {
     Status.FAILED: 1,
@@ -123,7 +128,7 @@ class Message(NamedTuple):
 
     @property
     def is_goodbye(self) -> bool:
-        return self.intent is Intent.CLOSE and self.author is Author.USER
+        return self.intent is not None and self.author is USER
 
     @property
     def requested(self) -> str:
@@ -194,9 +199,8 @@ class Session(NamedTuple):
     @property
     def deadline(self) -> datetime | None:
         """The next moment at which the timer changes this session; null when closed."""
-        if self.idle_at is not None and self.expires_at is not None:
-            return min(self.idle_at, self.expires_at)
-        return self.expires_at
+        idle_at, expires_at = self.idle_at, self.expires_at
+        return idle_at if idle_at is not None and expires_at is not None and idle_at < expires_at else expires_at
 
 
 class Conversation(NamedTuple):
@@ -212,28 +216,6 @@ class Conversation(NamedTuple):
     @property
     def current(self) -> Session | None:
         return self.sessions[-1] if self.sessions else None
-
-    def session_at(self, at: datetime) -> Session | None:
-        """The last session opened at or before `at`; older than all, session 1, opened then."""
-        for session in reversed(self.sessions):
-            if session.opened_at <= at:
-                return session
-        return self.sessions[0]._replace(opened_at=at) if self.sessions else None
-
-    def status_of(self, number: int) -> Status | None:
-        for session in reversed(self.sessions):
-            if session.number == number:
-                return session.status
-        return None
-
-    def with_session(self, session: Session) -> "Conversation":
-        """The next version: `session` put in its place, or appended as the new current one."""
-        older: tuple[Session, ...] = self.sessions[:-1]
-        newer: tuple[Session, ...] = ()
-        if self.sessions and self.sessions[-1].number != session.number:
-            older = tuple(other for other in self.sessions if other.number < session.number)
-            newer = tuple(other for other in self.sessions if other.number > session.number)
-        return Conversation(self.id, self.version + 1, (*older, session, *newer))
 
     def without_archive(self) -> "Conversation":
         """The current session alone."""
@@ -270,36 +252,6 @@ class Decision(NamedTuple):
     rows: tuple[HistoryRow, ...] = ()
     outcome: Outcome = Outcome.NOOP
 
-    def recorded(self, event: Closing, session: Session, outcome: Outcome) -> "Decision":
-        """Adds the event's own row."""
-        after = self.conversation.with_session(session)
-        before = self.conversation.status_of(session.number)
-        row = HistoryRow(
-            *(after.id, event.source, event.event_id, session.number, after.version, event.kind, event.at, outcome),
-            *(event.requested, before, session.status, event.actor, event.reason),
-        )
-        return Decision(after, (*self.rows, row), outcome)
-
-    def caused(self, kind: Kind, actor: str, session: Session, at: datetime) -> "Decision":
-        """Adds the row of a transition that the event causes besides its own effect, dated when it takes effect."""
-        after = self.conversation.with_session(session)
-        row = HistoryRow(
-            conversation_id=after.id,
-            source=CONSUMER_SOURCE,
-            event_id=str(after.version),
-            session=session.number,
-            version=after.version,
-            kind=kind,
-            occurred_at=at,
-            outcome=Outcome.APPLIED,
-            requested=None,
-            from_status=self.conversation.status_of(session.number),
-            to_status=session.status,
-            actor=actor,
-            reason=None,
-        )
-        return Decision(after, (*self.rows, row), self.outcome)
-
 
 class Change(NamedTuple):
     """What a batch of events does to one conversation. `outcomes[i]` belongs to `events[i]`."""
@@ -318,6 +270,79 @@ class Change(NamedTuple):
         return [event for event, outcome in pairs if outcome.has_effect]
 
 
+class Draft:
+    """A conversation while events are applied to it, and the rows that tell what they did. Never leaves this module."""
+
+    __slots__ = ("conversation_id", "rows", "sessions", "version")
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation_id, self.version, sessions = conversation
+        self.sessions = list(sessions)
+        self.rows: list[HistoryRow] = []
+
+    @property
+    def current(self) -> Session | None:
+        return self.sessions[-1] if self.sessions else None
+
+    def session_at(self, at: datetime) -> Session | None:
+        """The last session opened at or before `at`; older than all, session 1, opened then."""
+        for session in reversed(self.sessions):
+            if session.opened_at <= at:
+                return session
+        return self.sessions[0]._replace(opened_at=at) if self.sessions else None
+
+    def record(self, event: Closing, session: Session, outcome: Outcome) -> Outcome:
+        """Takes `session` as the event leaves it, with the event's own row."""
+        before = self._put(session)
+        row = HistoryRow(
+            self.conversation_id,
+            event.source,
+            event.event_id,
+            session.number,
+            self.version,
+            event.kind,
+            event.at,
+            outcome,
+            event.requested,
+            before,
+            session.status,
+            event.actor,
+            event.reason,
+        )
+        self.rows.append(row)
+        return outcome
+
+    def cause(self, kind: Kind, actor: str, session: Session, at: datetime) -> None:
+        """Takes `session` after a transition that the event causes besides its own effect, dated `at`."""
+        before = self._put(session)
+        row = HistoryRow(
+            conversation_id=self.conversation_id,
+            source=CONSUMER_SOURCE,
+            event_id=str(self.version),
+            session=session.number,
+            version=self.version,
+            kind=kind,
+            occurred_at=at,
+            outcome=APPLIED,
+            requested=None,
+            from_status=before,
+            to_status=session.status,
+            actor=actor,
+            reason=None,
+        )
+        self.rows.append(row)
+
+    def _put(self, session: Session) -> Status | None:
+        """The next version: `session` in its place, or after all others. The status that it had before."""
+        self.version += 1
+        place = session.number - self.sessions[0].number if self.sessions else 0
+        if place == len(self.sessions):
+            self.sessions.append(session)
+            return None
+        before, self.sessions[place] = self.sessions[place].status, session
+        return before
+
+
 def fold(
     conversation: Conversation, events: Sequence[Event], known: Collection[Identity], policy: Policy, now: datetime
 ) -> Change:
@@ -325,23 +350,27 @@ def fold(
 
     A tick has no identity: it leaves no row of its own and may be repeated at will.
     """
-    seen, after = set(known), conversation
+    draft, seen = Draft(conversation), set(known)
     outcomes: list[Outcome] = []
-    rows: list[HistoryRow] = []
     clamped, latest = 0, now + policy.clock_tolerance
     for event in events:
-        identity = (event.source, event.event_id)
-        if identity in seen and not isinstance(event, Tick):
-            outcomes.append(Outcome.DUPLICATE)
-            continue
-        decision = apply(after, event, policy, now)
-        clamped += event.at > latest
-        after = decision.conversation
-        outcomes.append(decision.outcome)
-        rows.extend(decision.rows)
         if not isinstance(event, Tick):
+            identity = (event.source, event.event_id)
+            if identity in seen:
+                outcomes.append(Outcome.DUPLICATE)
+                continue
             seen.add(identity)
-    return Change(conversation, after, tuple(events), tuple(outcomes), tuple(rows), clamped)
+        clamped += event.at > latest
+        dated = event if event.at <= latest else event._replace(at=latest)
+        outcomes.append(_apply(draft, dated, policy, now))
+    after = Conversation(draft.conversation_id, draft.version, tuple(draft.sessions))
+    return Change(conversation, after, tuple(events), tuple(outcomes), tuple(draft.rows), clamped)
+
+
+def apply(conversation: Conversation, event: Event, policy: Policy, now: datetime) -> Decision:
+    """What `event` does to `conversation`. Never raises on valid input; nothing written means no rows."""
+    change = fold(conversation, [event], (), policy, now)
+    return Decision(change.after, change.rows, change.outcomes[0])
 
 
 def reaches_back(conversation: Conversation, events: Iterable[Event], now: datetime) -> bool:
@@ -350,75 +379,62 @@ def reaches_back(conversation: Conversation, events: Iterable[Event], now: datet
     return current.number > 1 and (current.opened_at > now or any(event.at < current.opened_at for event in events))
 
 
-def apply(conversation: Conversation, event: Event, policy: Policy, now: datetime) -> Decision:
-    """What `event` does to `conversation`. Never raises on valid input; nothing written means no rows."""
-    match event:
-        case Tick():
-            return _tick(conversation, min(event.at, now), policy)
-        case Message() | ManualClose():
-            latest = now + policy.clock_tolerance
-            event = event if event.at <= latest else event._replace(at=latest)
-            settled = _settle(Decision(conversation), event.at, policy)
-            if isinstance(event, ManualClose) or event.is_goodbye:
-                return _close(settled, event, policy)
-            return _message(settled, event, policy, now)
-        case _:
-            assert_never(event)
-
-
 def deadlines(status: Status, last_activity_at: datetime, policy: Policy) -> tuple[datetime | None, datetime | None]:
     """(`idle_at`, `expires_at`) of a session in `status`, last active then; null where the timer has nothing to do."""
-    match status:
-        case Status.PENDING:
-            return None, last_activity_at + policy.pending_ttl
-        case Status.PROGRESS:
-            return last_activity_at + policy.idle_after, last_activity_at + policy.progress_ttl
-        case Status.IDLE_TIMEOUT:
-            return None, last_activity_at + policy.progress_ttl
-        case _:
-            return None, None
+    if status is PENDING:
+        return None, last_activity_at + policy.pending_ttl
+    if status is PROGRESS:
+        return last_activity_at + policy.idle_after, last_activity_at + policy.progress_ttl
+    return None, last_activity_at + policy.progress_ttl if status is IDLE_TIMEOUT else None
 
 
-def _tick(conversation: Conversation, as_of: datetime, policy: Policy) -> Decision:
-    if conversation.current is None:
-        return Decision(conversation, outcome=Outcome.UNKNOWN)
-    settled = _settle(Decision(conversation), as_of, policy)
-    if settled.rows:
-        return settled._replace(outcome=Outcome.APPLIED)
-    return settled._replace(outcome=Outcome.EARLY if conversation.current.status.is_open else Outcome.NOOP)
+def _apply(draft: Draft, event: Event, policy: Policy, now: datetime) -> Outcome:
+    if isinstance(event, Tick):
+        return _tick(draft, min(event.at, now), policy)
+    _settle(draft, event.at, policy)
+    if isinstance(event, ManualClose) or event.is_goodbye:
+        return _close(draft, event, policy)
+    return _message(draft, event, policy, now)
 
 
-def _settle(decision: Decision, as_of: datetime, policy: Policy) -> Decision:
+def _tick(draft: Draft, as_of: datetime, policy: Policy) -> Outcome:
+    if (before := draft.current) is None:
+        return Outcome.UNKNOWN
+    _settle(draft, as_of, policy)
+    if draft.current is not before:
+        return APPLIED
+    return Outcome.EARLY if before.status.is_open else Outcome.NOOP
+
+
+def _settle(draft: Draft, as_of: datetime, policy: Policy) -> None:
     """Lets each deadline before `as_of` take effect in order, dated at the deadline: correctness never needs a tick."""
-    session = decision.conversation.current
+    session = draft.current
     while session is not None and (due := session.deadline) is not None and due < as_of:
         session = _timed_out(session, policy)
-        decision = decision.caused(Kind.TICK, "timer", session, due)
-    return decision
+        draft.cause(Kind.TICK, "timer", session, due)
 
 
 def _timed_out(session: Session, policy: Policy) -> Session:
     if session.deadline == session.idle_at:
-        return _moved(session, Status.IDLE_TIMEOUT, policy)
+        return _moved(session, IDLE_TIMEOUT, policy)
     assert session.expires_at is not None
-    reason = "pending_ttl" if session.status is Status.PENDING else "progress_ttl"
+    reason = "pending_ttl" if session.status is PENDING else "progress_ttl"
     return _closed(session, Status.EXPIRED, session.expires_at, reason)
 
 
-def _message(decision: Decision, message: Message, policy: Policy, now: datetime) -> Decision:
-    current = decision.conversation.current
-    session = decision.conversation.session_at(message.at)
-    if session is None or current is None:
-        return decision.recorded(message, _opened_by(message, 1, policy), Outcome.APPLIED)
-    if session.number != current.number:
-        return decision.recorded(message, session, Outcome.LATE)
-    if session.status.is_open:
-        return decision.recorded(message, _received(session, message, policy), Outcome.APPLIED)
+def _message(draft: Draft, message: Message, policy: Policy, now: datetime) -> Outcome:
+    session = draft.session_at(message.at)
+    if session is None:
+        return draft.record(message, _opened_by(message, 1, policy), APPLIED)
+    if session.number != draft.sessions[-1].number:
+        return draft.record(message, session, Outcome.LATE)
+    if session.status in OPEN:
+        return draft.record(message, _received(session, message, policy), APPLIED)
     if _opens_the_next(session, message, policy):
-        return decision.recorded(message, _opened_by(message, session.number + 1, policy), Outcome.APPLIED)
+        return draft.record(message, _opened_by(message, session.number + 1, policy), APPLIED)
     if _proves_alive(session, message, policy, now):
-        return decision.recorded(message, _received(_reopened(session), message, policy), Outcome.REINSTATED)
-    return decision.recorded(message, session, Outcome.LATE)
+        return draft.record(message, _received(_reopened(session), message, policy), Outcome.REINSTATED)
+    return draft.record(message, session, Outcome.LATE)
 
 
 def _opens_the_next(closed: Session, message: Message, policy: Policy) -> bool:
@@ -440,55 +456,56 @@ def _proves_alive(closed: Session, message: Message, policy: Policy, now: dateti
     assert closed.closed_at is not None
     return (
         closed.status is Status.EXPIRED
-        and message.author is not Author.SYSTEM
+        and message.author is not SYSTEM
         and message.at > closed.last_activity_at
         and now - closed.closed_at < policy.reclassification_window
     )
 
 
-def _close(decision: Decision, event: Closing, policy: Policy) -> Decision:
+def _close(draft: Draft, event: Closing, policy: Policy) -> Outcome:
     """A manual close or a goodbye."""
-    session = decision.conversation.session_at(event.at)
+    session = draft.session_at(event.at)
     if session is None and isinstance(event, ManualClose):
-        return decision.recorded(event, _closed_by(event, _opened(1, event.at, policy)), Outcome.APPLIED)
+        return draft.record(event, _closed_by(event, _opened(1, event.at, policy)), APPLIED)
     if session is None:
         session = _opened(1, event.at, policy)
-        decision = decision.caused(event.kind, Author.USER, session, event.at)
+        draft.cause(event.kind, USER, session, event.at)
     if session.status.is_open:
-        return _close_open(decision, session, event, policy)
-    return _close_closed(decision, session, event, policy)
+        return _close_open(draft, session, event, policy)
+    return _close_closed(draft, session, event, policy)
 
 
-def _close_open(decision: Decision, session: Session, event: Closing, policy: Policy) -> Decision:
+def _close_open(draft: Draft, session: Session, event: Closing, policy: Policy) -> Outcome:
     """Closes the session; messages the user wrote after `event`, though read before it, stay in an open one."""
     if isinstance(event, Message):
         session = _received(session, event, policy)
     newest = session.last_user_message_at
     if newest is None or newest <= event.at:
-        return decision.recorded(event, _closed_by(event, session), Outcome.APPLIED)
-    closed = decision.recorded(event, _closed_by(event, _left_behind(session, newest, event.at)), Outcome.APPLIED)
-    return closed.caused(Kind.INBOUND_MESSAGE, Author.USER, _taken_along(session, newest, policy), newest)
+        return draft.record(event, _closed_by(event, session), APPLIED)
+    draft.record(event, _closed_by(event, _left_behind(session, newest, event.at)), APPLIED)
+    draft.cause(Kind.INBOUND_MESSAGE, USER, _taken_along(session, newest, policy), newest)
+    return APPLIED
 
 
-def _close_closed(decision: Decision, session: Session, event: Closing, policy: Policy) -> Decision:
+def _close_closed(draft: Draft, session: Session, event: Closing, policy: Policy) -> Outcome:
     """The closing priority. Rank is judged before lateness; only what is late leaves `closed_at` alone."""
     assert session.closed_at is not None
     if isinstance(event, Message) and event.at > session.closed_at + policy.goodbye_grace:
-        return decision.recorded(event, session, Outcome.LATE)
+        return draft.record(event, session, Outcome.LATE)
     outcome, closed_at = Outcome.OUTRANKED, session.closed_at
     if RANK[_closing_status(event)] < RANK[session.status]:
         if event.at > closed_at + policy.reclassification_window:
-            return decision.recorded(event, session, Outcome.LATE)
+            return draft.record(event, session, Outcome.LATE)
         outcome = Outcome.RECLASSIFIED
         session = _closed_by(event, session)._replace(reclassified_at=event.at)
     floor = max(session.opened_at, session.last_user_message_at or session.opened_at)
-    return decision.recorded(event, session._replace(closed_at=max(floor, min(closed_at, event.at))), outcome)
+    return draft.record(event, session._replace(closed_at=max(floor, min(closed_at, event.at))), outcome)
 
 
 def _opened(number: int, at: datetime, policy: Policy) -> Session:
     """An open session in which nobody has written yet."""
-    blank = Session(number, Status.PENDING, at, accepted_at=None, accepted_by=None, last_activity_at=at)
-    return _moved(blank, Status.PENDING, policy)
+    blank = Session(number, PENDING, at, accepted_at=None, accepted_by=None, last_activity_at=at)
+    return _moved(blank, PENDING, policy)
 
 
 def _opened_by(message: Message, number: int, policy: Policy) -> Session:
@@ -497,13 +514,12 @@ def _opened_by(message: Message, number: int, policy: Policy) -> Session:
 
 def _received(session: Session, message: Message, policy: Policy) -> Session:
     """The open session after a message: counted, accepted if it is the first answer, renewed if it is news."""
-    at, by_user = message.at, message.author is Author.USER
-    answered = message.author in (Author.AGENT, Author.SUPPORT)
+    at, author = message.at, message.author
+    by_user, answered = author is USER, author is AGENT or author is SUPPORT
     accepts = not by_user and session.accepted_at is None
-    is_activity = message.author is not Author.SYSTEM or accepts
-    is_news = is_activity and at > session.last_activity_at
-    resumes = is_news and session.status is Status.IDLE_TIMEOUT
-    status = Status.PROGRESS if accepts or resumes else session.status
+    is_news = at > session.last_activity_at and (author is not SYSTEM or accepts)
+    resumes = is_news and session.status is IDLE_TIMEOUT
+    status = PROGRESS if accepts or resumes else session.status
     active_at = at if is_news else session.last_activity_at
     renews = is_news or status is not session.status
     idle_at, expires_at = deadlines(status, active_at, policy) if renews else (session.idle_at, session.expires_at)
@@ -512,7 +528,7 @@ def _received(session: Session, message: Message, policy: Policy) -> Session:
         status,
         session.opened_at,
         at if accepts else session.accepted_at,
-        message.author if accepts else session.accepted_by,
+        author if accepts else session.accepted_by,
         active_at,
         _later(session.last_user_message_at, at) if by_user else session.last_user_message_at,
         _later(session.last_agent_message_at, at) if answered else session.last_agent_message_at,
@@ -550,7 +566,7 @@ def _closed_by(event: Closing, session: Session) -> Session:
 
 def _reopened(expired: Session) -> Session:
     """The session as it was before it expired, but for the deadlines: the message that proves it alive renews them."""
-    status = Status.PENDING if expired.accepted_at is None else Status.PROGRESS
+    status = PENDING if expired.accepted_at is None else PROGRESS
     return expired._replace(status=status, closed_at=None, closed_by=None, close_reason=None)
 
 
@@ -575,14 +591,14 @@ def _taken_along(session: Session, newest: datetime, policy: Policy) -> Session:
     answer = session.last_agent_message_at if _is_answered(session, newest) else None
     opened = _opened(session.number + 1, newest, policy)._replace(
         accepted_at=answer,
-        accepted_by=Author.AGENT if answer else None,
+        accepted_by=AGENT if answer else None,
         last_activity_at=answer or newest,
         last_user_message_at=newest,
         last_agent_message_at=answer,
         user_messages=1,
         agent_messages=1 if answer else 0,
     )
-    return _moved(opened, Status.PROGRESS if answer else Status.PENDING, policy)
+    return _moved(opened, PROGRESS if answer else PENDING, policy)
 
 
 def _is_answered(session: Session, newest: datetime) -> bool:

@@ -7,7 +7,7 @@ SQLAlchemy owns tables and pool; the statements go to the driver itself, which t
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -54,6 +54,7 @@ from consumer.settings import DatabaseSettings
 from consumer.ticker import Alarm
 
 BISECT_SECONDS = 1.0
+_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 metadata = sa.MetaData()
 _ID = sa.Text(collation="C")
 _TIME = sa.DateTime(timezone=True)
@@ -227,7 +228,7 @@ class PostgresStore:
         """A store with a pool of its own, closed at the end. Nothing is connected until it is used."""
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=lambda: asyncpg.connect(**_connect_arguments(settings)),
+            async_creator=lambda: _connected(settings),
             pool_size=settings.writers + 1,
             max_overflow=0,
             pool_timeout=settings.command_timeout_seconds,
@@ -525,6 +526,23 @@ def _history_row(*values: Any) -> HistoryRow:
         from_status=row.from_status and Status(row.from_status),
         to_status=Status(row.to_status),
     )
+
+
+async def _connected(settings: DatabaseSettings) -> asyncpg.Connection:
+    connection = await asyncpg.connect(**_connect_arguments(settings))
+    # The driver's own way takes twice as long, and times are most of what is written.
+    await connection.set_type_codec("timestamptz", schema="pg_catalog", encoder=_ticks, decoder=_moment, format="tuple")
+    return connection
+
+
+def _ticks(at: datetime) -> tuple[int]:
+    """A time as PostgreSQL keeps it: microseconds since 2000."""
+    since = at - _POSTGRES_EPOCH
+    return (since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds,)
+
+
+def _moment(ticks: tuple[int]) -> datetime:
+    return _POSTGRES_EPOCH + timedelta(microseconds=ticks[0])
 
 
 def _connect_arguments(settings: DatabaseSettings) -> dict[str, Any]:
