@@ -5,7 +5,7 @@ SQLAlchemy owns tables and pool; the statements go to the driver itself, which t
 """
 
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -20,6 +20,7 @@ from consumer.conversation import (
     Change,
     Conversation,
     HistoryRow,
+    Identity,
     Kind,
     Outcome,
     Session,
@@ -155,18 +156,18 @@ _SESSION_LIST = ", ".join(_SESSION_COLUMNS)
 _STATUS = {status.value: status for status in Status}
 _AUTHOR = {author.value: author for author in Author}
 
-_LOAD = f"""
-    SELECT c.conversation_id, c.version, {", ".join(f"c.{name}" for name in _SESSION_COLUMNS)}
-    FROM unnest($1::conversation_version[]) AS k
-    JOIN conversation AS c ON c.conversation_id = k.conversation_id AND c.version <> k.version"""
+_LOOK = """
+    SELECT clock_timestamp(), NULL, NULL, NULL
+    UNION ALL
+    SELECT NULL, c.conversation_id, NULL, NULL FROM unnest($1::conversation_version[]) AS k
+    JOIN conversation AS c ON c.conversation_id = k.conversation_id AND c.version <> k.version
+    UNION ALL
+    SELECT NULL, e.conversation_id, e.source, e.event_id FROM unnest($2::event_identity[]) AS k
+    JOIN conversation_event AS e USING (conversation_id, source, event_id)"""
+_LOAD = f"SELECT conversation_id, version, {_SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
 _LOAD_ARCHIVE = f"""
     SELECT conversation_id, {_SESSION_LIST} FROM conversation_session_archive
     WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
-_KNOWN_AND_NOW = """
-    SELECT clock_timestamp(), e.conversation_id, e.source, e.event_id
-    FROM (VALUES (1)) AS once (row) LEFT JOIN (
-        unnest($1::event_identity[]) AS k JOIN conversation_event AS e USING (conversation_id, source, event_id)
-    ) ON true"""
 _LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
 _UPDATE = f"""
     UPDATE conversation AS c SET version = n.version, {", ".join(f"{name} = n.{name}" for name in _SESSION_COLUMNS)},
@@ -184,8 +185,10 @@ _ARCHIVE = f"""
     ON CONFLICT (conversation_id, session) DO UPDATE SET
         {", ".join(f"{name} = excluded.{name}" for name in _SESSION_COLUMNS if name != "session")}"""
 _OF_PARTITION = "consumer_group = $1 AND topic = $2 AND partition = $3"
-_GUARD = f"SELECT 1 FROM kafka_offset WHERE {_OF_PARTITION} AND next_offset = $4 AND mark = $5 FOR NO KEY UPDATE"
-_ADVANCE = f"UPDATE kafka_offset SET next_offset = $4, mark = $5 WHERE {_OF_PARTITION}"
+_ADVANCE = f"""
+    UPDATE kafka_offset SET next_offset = $6, mark = $7 WHERE {_OF_PARTITION} AND next_offset = $4 AND mark = $5
+    RETURNING 1"""
+_STAY = f"UPDATE kafka_offset SET next_offset = $4 WHERE {_OF_PARTITION}"
 _STORED_OFFSET = f"SELECT cluster_id, next_offset, mark FROM kafka_offset WHERE {_OF_PARTITION}"
 _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
 _DEADLINE = "LEAST(idle_at, expires_at)"
@@ -309,7 +312,7 @@ class PostgresStore:
         """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""
         async with self._connection("load") as connection:
             archived = await connection.fetch(_LOAD_ARCHIVE, [conversation_id])
-            current = await connection.fetch(_LOAD, [(conversation_id, 0)])
+            current = await connection.fetch(_LOAD, [conversation_id])
         sessions = [_session(*row[1:]) for row in archived] + [_session(*row[2:]) for row in current]
         return sessions, current[0][1] if current else 0
 
@@ -345,7 +348,7 @@ class PostgresStore:
         """A transaction under the guard of `progress`. It is never cancelled: workers stop between batches."""
         async with self._connection(operation) as connection, connection.transaction():
             if progress is not None:
-                await _guard(connection, progress)
+                await _advance(connection, progress)
             yield connection
 
     @asynccontextmanager
@@ -386,39 +389,59 @@ def _pool(engine: AsyncEngine) -> sa.QueuePool:
     return engine.pool
 
 
-async def _guard(connection: asyncpg.Connection, progress: Progress) -> None:
-    """Holds the partition's offset row. Another owner still holding it is an outage: it will be timed out."""
+async def _advance(connection: asyncpg.Connection, progress: Progress) -> None:
+    """The guard: moves the partition's offset, if it is where it was left, and so holds it until the commit.
+
+    Another owner still holding it is an outage: it will be timed out.
+    """
+    here = _key(progress.partition)
     try:
         with classified():
-            held = await connection.fetch(_GUARD, *_key(progress.partition), progress.start, progress.mark)
+            moved = await connection.fetch(
+                _ADVANCE, *here, progress.start, progress.mark, progress.end, progress.next_mark
+            )
     except ContentionError as error:
         raise UnavailableError("another owner holds the partition's offset row") from error
-    if not held:
+    if not moved:
         raise StaleOwnerError(
             f"{progress.partition.topic}[{progress.partition.number}] is no longer as it was left at {progress.start}"
         )
 
 
 async def _load(connection: asyncpg.Connection, events: EventsById, remembered: Conversations) -> Snapshot:
-    """Rows before ids: a version that still stands at the save proves that the known ids are complete."""
+    """Rows before ids, or both at once: a version that still stands at the save proves the known ids complete."""
     versions = [(key, remembered[key].version if key in remembered else 0) for key in events]
+    now, changed, known = await _look(connection, versions, _identities(events, remembered))
     found = dict(remembered)
-    for row in await connection.fetch(_LOAD, versions):
-        found[row[0]] = Conversation(row[0], row[1], (_session(*row[2:]),))
-    wanted = [
-        (key, event.source, event.event_id) for key in found for event in events[key] if not isinstance(event, Tick)
-    ]
-    answer = await connection.fetch(_KNOWN_AND_NOW, wanted)
-    known: dict[str, set[tuple[str, str]]] = {}
-    for _, key, source, event_id in answer:
-        if key is not None:
-            known.setdefault(key, set()).add((source, event_id))
-    now: datetime = answer[0][0]
+    if changed:
+        for row in await connection.fetch(_LOAD, changed):
+            found[row[0]] = Conversation(row[0], row[1], (_session(*row[2:]),))
+        now, _, known_by_now = await _look(connection, (), _identities(events, changed))
+        known |= known_by_now
     older = [key for key, known_as in found.items() if reaches_back(known_as, events[key], now)]
     for row in await connection.fetch(_LOAD_ARCHIVE, older) if older else ():
         *archived, current = found[row[0]].sessions
         found[row[0]] = found[row[0]]._replace(sessions=(*archived, _session(*row[1:]), current))
-    return Snapshot(now, found, {key: frozenset(ids) for key, ids in known.items()})
+    return Snapshot(now, found, known)
+
+
+async def _look(
+    connection: asyncpg.Connection, versions: Collection[tuple[str, int]], identities: Collection[tuple[str, str, str]]
+) -> tuple[datetime, list[str], dict[str, set[Identity]]]:
+    """Now, the conversations that are at other versions than these, and the events that are known: as of one moment."""
+    (now, *_), *answer = await connection.fetch(_LOOK, versions, identities)
+    changed: list[str] = []
+    known: dict[str, set[Identity]] = {}
+    for _, key, source, event_id in answer:
+        if source is None:
+            changed.append(key)
+        else:
+            known.setdefault(key, set()).add((source, event_id))
+    return now, changed, known
+
+
+def _identities(events: EventsById, keys: Iterable[str]) -> list[tuple[str, str, str]]:
+    return [(key, event.source, event.event_id) for key in keys for event in events[key] if not isinstance(event, Tick)]
 
 
 async def _save(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
@@ -426,7 +449,7 @@ async def _save(connection: asyncpg.Connection, decided: Decided, progress: Prog
     won = await _update(connection, changes) | await _insert(connection, [c for c in changes if c.before.version == 0])
     await _follow(connection, [change for change in changes if change.after.id in won], decided.now)
     lost = {change.after.id: "version" for change in changes if change.after.id not in won}
-    await _advance(connection, progress, lost)
+    await _stay(connection, progress, lost)
     return lost
 
 
@@ -439,7 +462,7 @@ async def _save_unlocked(connection: asyncpg.Connection, decided: Decided, progr
     won |= await _insert_unblocked(connection, new, time.monotonic() + BISECT_SECONDS)
     await _follow(connection, [change for change in changes if change.after.id in won], decided.now)
     lost = {c.after.id: "version" if c.after.id in free else "lock" for c in changes if c.after.id not in won}
-    await _advance(connection, progress, lost)
+    await _stay(connection, progress, lost)
     return lost
 
 
@@ -494,10 +517,10 @@ async def _follow(connection: asyncpg.Connection, won: Sequence[Change], now: da
         await connection.copy_records_to_table("transition_outbox", columns=_OUTBOX_COLUMNS, records=transitions)
 
 
-async def _advance(connection: asyncpg.Connection, progress: Progress | None, lost: Lost) -> None:
-    if progress is not None:
-        next_offset = progress.start if lost else progress.end
-        await connection.execute(_ADVANCE, *_key(progress.partition), next_offset, progress.next_mark)
+async def _stay(connection: asyncpg.Connection, progress: Progress | None, lost: Lost) -> None:
+    """The offset waits for those that have lost."""
+    if progress is not None and lost:
+        await connection.execute(_STAY, *_key(progress.partition), progress.start)
 
 
 def _superseded(change: Change) -> list[Session]:

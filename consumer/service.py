@@ -6,7 +6,7 @@ Programs that share the table with the consumer (an API, a back office) write th
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -78,7 +78,7 @@ class Snapshot:
 
     now: datetime
     conversations: Conversations
-    known: Mapping[str, frozenset[Identity]]
+    known: Mapping[str, Collection[Identity]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,12 @@ class Locking(Enum):
 
 
 class Attempt(Protocol):
-    """A transaction that has read, and may write."""
+    """A transaction that has read, and is to `save` what was decided: the offset moves with its commit."""
 
     snapshot: Snapshot
 
     async def save(self, decided: Decided) -> Lost:
-        """Writes every change whose version still stands, and names the others. If there are none, the offset moves
-        as far as `Progress` says."""
+        """Writes every change whose version still stands, and names the others. If there are any, the offset stays."""
 
 
 class Store(Protocol):
@@ -405,7 +404,7 @@ def decide(snapshot: Snapshot, events: EventsById, policy: Policy) -> Decided:
         fold(
             snapshot.conversations.get(key) or Conversation(key),
             of_one,
-            snapshot.known.get(key, frozenset()),
+            snapshot.known.get(key, ()),
             policy,
             snapshot.now,
         )

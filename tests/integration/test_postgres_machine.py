@@ -215,9 +215,9 @@ async def tried(work: Any) -> Any:
         return None
 
 
-def known(snapshot: Snapshot) -> tuple[dict[str, Conversation], dict[str, frozenset[tuple[str, str]]]]:
+def known(snapshot: Snapshot) -> tuple[dict[str, Conversation], dict[str, set[tuple[str, str]]]]:
     """What both worlds must have read alike: where nothing is known, one may say so and the other not."""
-    return dict(snapshot.conversations), {key: ids for key, ids in snapshot.known.items() if ids}
+    return dict(snapshot.conversations), {key: set(ids) for key, ids in snapshot.known.items() if ids}
 
 
 def test_postgresql_and_its_stand_in_take_the_same_course(database: str) -> None:

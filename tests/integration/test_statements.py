@@ -19,13 +19,12 @@ from tests.builders import HOUR, MINUTE, close, message
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 0)
 NAMES = {
-    postgres._GUARD: "guard",
+    postgres._ADVANCE: "advance",
+    postgres._LOOK: "look",
     postgres._LOAD: "load",
-    postgres._KNOWN_AND_NOW: "known and now",
     postgres._UPDATE: "update",
     postgres._INSERT: "insert",
     postgres._ARCHIVE: "archive",
-    postgres._ADVANCE: "advance",
 }
 
 
@@ -61,11 +60,11 @@ async def listened(database: str) -> AsyncIterator[tuple[PostgresStore, list[str
         await engine.dispose()
 
 
-async def statements_of(database: str, *batches: Sequence[Event]) -> list[str]:
+async def statements_of(database: str, *batches: Sequence[Event], remembered: int = 1000) -> list[str]:
     """Those of the last of the batches, which follow each other as in the log."""
     async with listened(database) as (store, told):
         await store.create_offset(PLACE, StoredOffset("cluster", 0))
-        service, memory, mark, start = ConversationService(store), Memory(1000), 0, 0
+        service, memory, mark, start = ConversationService(store), Memory(remembered), 0, 0
         for events in batches:
             batch = Batch(events, Progress(PLACE, start, start + len(events), mark), memory=memory)
             told.clear()
@@ -80,18 +79,21 @@ def messages(count: int, at: datetime) -> Sequence[Event]:
 
 
 @pytest.mark.parametrize("count", [1, 3000])
-async def test_a_batch_of_messages_takes_eight_statements(database: str, count: int) -> None:
+async def test_a_batch_of_messages_takes_six_statements(database: str, count: int) -> None:
     told = await statements_of(database, messages(count, NOW - MINUTE), messages(count, NOW))
 
-    assert told == ["BEGIN", "guard", "load", "known and now", "update", "copy conversation_event", "advance", "COMMIT"]
+    assert told == ["BEGIN", "advance", "look", "update", "copy conversation_event", "COMMIT"]
 
 
 @pytest.mark.parametrize("count", [1, 3000])
-async def test_new_conversations_closings_and_next_sessions_take_three_more(database: str, count: int) -> None:
+@pytest.mark.parametrize(("remembered", "reading"), [(6000, ["look"]), (0, ["look", "load", "look"])])
+async def test_a_first_attempt_takes_eleven_statements_at_most(
+    database: str, count: int, remembered: int, reading: list[str]
+) -> None:
     old: Iterable[Event] = (close(at=NOW - HOUR, conversation_id=f"c-{number}") for number in range(count))
     new: Iterable[Event] = (message(at=NOW, conversation_id=f"new-{number}") for number in range(count))
 
-    told = await statements_of(database, [*old], [*messages(count, NOW), *new])
+    told = await statements_of(database, [*old], [*messages(count, NOW), *new], remembered=remembered)
 
-    reading, writing = ["BEGIN", "guard", "load", "known and now"], ["update", "insert", "archive"]
-    assert told == [*reading, *writing, "copy conversation_event", "copy transition_outbox", "advance", "COMMIT"]
+    writing = ["update", "insert", "archive", "copy conversation_event", "copy transition_outbox"]
+    assert told == ["BEGIN", "advance", *reading, *writing, "COMMIT"]
