@@ -231,7 +231,7 @@ class PostgresStore:
         """A store with a pool of its own, closed at the end. Nothing is connected until it is used."""
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=lambda: _connected(settings),
+            async_creator=lambda: connected(settings),
             pool_size=settings.writers + 1,
             max_overflow=0,
             pool_timeout=settings.command_timeout_seconds,
@@ -551,7 +551,8 @@ def _history_row(*values: Any) -> HistoryRow:
     )
 
 
-async def _connected(settings: DatabaseSettings) -> asyncpg.Connection:
+async def connected(settings: DatabaseSettings) -> asyncpg.Connection:
+    """A connection of the driver's, as the store uses it."""
     connection = await asyncpg.connect(**_connect_arguments(settings))
     # The driver's own way takes twice as long, and times are most of what is written.
     await connection.set_type_codec("timestamptz", schema="pg_catalog", encoder=_ticks, decoder=_moment, format="tuple")

@@ -188,6 +188,7 @@ class Batch:
         self.buried = False
         self.topic = topic
         self.outcomes: list[Outcome | None] = [None] * len(self.events)
+        self.refused: list[int] = []
         self.losses: Counter[str] = Counter()
         self.losing: Sequence[tuple[Change, str]] = ()
         self.started = time.monotonic()
@@ -212,10 +213,10 @@ class Batch:
         if self.progress is not None and progress is not None:
             self.progress = replace(self.progress, mark=progress.next_mark)
 
-    @property
-    def refused(self) -> list[int]:
-        """Positions of the events that the store will never take."""
-        return [position for position, outcome in enumerate(self.outcomes) if outcome is Outcome.DEAD_LETTER]
+    def refuse(self, position: int) -> None:
+        """The store will never take the event at this position."""
+        self.outcomes[position] = Outcome.DEAD_LETTER
+        self.refused.append(position)
 
 
 class ConversationService:
@@ -287,7 +288,7 @@ class ConversationService:
             await self._win(batch, part, patience, hold=hold)
         except RefusedError:
             if len(part) == 1:
-                batch.outcomes[part[0]] = Outcome.DEAD_LETTER
+                batch.refuse(part[0])
                 return
             await self._apply_halves(batch, part, patience)
 

@@ -1,7 +1,7 @@
 """Rival D, the ceiling: what PostgreSQL can do at all with the same rows, all of them prepared beforehand.
 
-Per batch one transaction: the conversations by one versioned UPDATE, their history by COPY. No offsets, no outbox, no
-archive. `way` is how the UPDATE gets its rows.
+Per batch one transaction: the conversations by one versioned UPDATE, their history by COPY, on connections like ours. No
+offsets, no outbox, no archive. `way` is how the UPDATE gets its rows.
 """
 
 import asyncio
@@ -14,9 +14,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import asyncpg
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from consumer.conversation import Change, Conversation, Event, fold
+from consumer.postgres import connected
+from consumer.settings import DatabaseSettings
 from tests.benchmarks.rivals.course import Course, Run, take_part
 from tests.benchmarks.rivals.opening import open_conversations
 from tests.benchmarks.rivals.rows import HISTORY_COLUMNS, POLICY, SESSION_COLUMNS, dealt, history_values, session_values
@@ -120,8 +122,8 @@ async def write_all(
 
 
 @asynccontextmanager
-async def connected(database: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database)
+async def staged(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await connected(DatabaseSettings(url=SecretStr(database)))
     try:
         await connection.execute(CREATE_STAGE)
         yield connection
@@ -135,7 +137,7 @@ async def race(course: CeilingCourse) -> Run:
     warming = [batches(course, folded, share) for share in dealt(warm_up, course.connections)]
     measured = [batches(course, folded, share) for share in dealt(talk, course.connections)]
     async with AsyncExitStack() as stack:
-        connections = [await stack.enter_async_context(connected(course.database)) for _ in measured]
+        connections = [await stack.enter_async_context(staged(course.database)) for _ in measured]
         await write_all(connections, UPDATES[course.way], warming)
         gc.collect()
         gc.freeze()
