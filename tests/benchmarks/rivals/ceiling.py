@@ -1,6 +1,6 @@
 """Rival D, the ceiling: what PostgreSQL can do at all with the same rows, all of them prepared beforehand.
 
-Per batch one transaction: the conversations by one versioned UPDATE, their history by COPY, on connections like ours. No
+Per batch one transaction on a connection like ours: the conversations by one versioned UPDATE, their history by COPY. No
 offsets, no outbox, no archive. `way` is how the UPDATE gets its rows.
 """
 
