@@ -1,7 +1,7 @@
 """Rival D, the ceiling: what PostgreSQL can do at all with the same rows, all of them prepared beforehand.
 
-Per batch one transaction on a connection like ours: the conversations by one versioned UPDATE, their history by COPY. No
-offsets, no outbox, no archive. `way` is how the UPDATE gets its rows.
+Per batch one transaction, on a connection like ours: the conversations by one versioned UPDATE, their history by COPY.
+No offsets, no outbox, no archive. `way` is how the UPDATE gets its rows.
 """
 
 import asyncio
