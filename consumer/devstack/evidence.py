@@ -17,8 +17,10 @@ from consumer.records import Record
 from consumer.settings import DatabaseSettings, KafkaSettings
 
 IDS = "SELECT conversation_id FROM conversation UNION SELECT conversation_id FROM conversation_event"
-MOVES = "SELECT topic, partition, before, after FROM offset_trail ORDER BY id"
-"""Every move that the offsets made, kept by a trigger of the stage."""
+MOVES = """
+    SELECT topic, partition, (array_agg(before ORDER BY id))[1], (array_agg(after ORDER BY id DESC))[1]
+    FROM offset_trail GROUP BY topic, partition, transaction ORDER BY min(id)"""
+"""Every move that a transaction made an offset make, kept by a trigger of the stage."""
 OFFSETS = "SELECT topic, partition, next_offset FROM kafka_offset WHERE consumer_group = $1"
 
 

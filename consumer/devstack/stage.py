@@ -37,7 +37,10 @@ SHORT = PolicySettings.model_validate(
     }
 )
 TRAIL = """
-    CREATE TABLE offset_trail (id bigserial, topic text, partition int, before bigint, after bigint);
+    CREATE TABLE offset_trail (
+        id bigserial, transaction xid8 DEFAULT pg_current_xact_id(),
+        topic text, partition int, before bigint, after bigint
+    );
     CREATE FUNCTION leave_trail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO offset_trail (topic, partition, before, after)
         VALUES (new.topic, new.partition, old.next_offset, new.next_offset);

@@ -1,16 +1,17 @@
 """Where the time of a replica goes: one worker in this process, its log in memory, a real PostgreSQL.
 
 `python -m tests.benchmarks.profile [EVENTS]` prints the events per second without the profiler, the time of each
-statement, and the functions that take most.
+statement, the share of each stage in the worker's own time, and the functions that take most.
 """
 
 import asyncio
 import cProfile
+import inspect
 import pstats
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,9 +26,9 @@ from consumer.devstack.database import new_database
 from consumer.devstack.services import services
 from consumer.health import Health
 from consumer.metrics import Metrics
-from consumer.postgres import PostgresStore
-from consumer.records import DeadLetter, Record
-from consumer.service import ConversationService, Partition
+from consumer.postgres import PostgresAttempt, PostgresStore
+from consumer.records import DeadLetter, Record, decode_all
+from consumer.service import ConversationService, Partition, decide
 from consumer.settings import DatabaseSettings, WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.benchmarks.workload import PACE, Workload
@@ -35,6 +36,14 @@ from tests.benchmarks.workload import PACE, Workload
 console = Console(soft_wrap=True, highlight=False)
 CONVERSATIONS = 2500
 FUNCTIONS = 30
+STAGES: dict[str, Callable[..., Any]] = {
+    "decode": decode_all,
+    "read what is known": PostgresStore.attempt,
+    "decide": decide,
+    "write": PostgresAttempt.save,
+    "count": Metrics.committed,
+}
+"""Stage of a batch -> the function that does it. Unnamed: bookkeeping between them, and the event loop."""
 
 
 class LogInMemory:
@@ -107,6 +116,13 @@ async def work_off(server: str, log: LogInMemory) -> None:
             ).run()
 
 
+def shares(profiler: cProfile.Profile) -> dict[str, float]:
+    """Of the time that the worker runs, whatever it waits for."""
+    spent = {getattr(entry.code, "co_qualname", entry.code): entry.totaltime for entry in profiler.getstats()}
+    running = spent[PartitionWorker.run.__qualname__]
+    return {stage: spent[inspect.unwrap(function).__qualname__] / running for stage, function in STAGES.items()}
+
+
 def main(events: int) -> None:
     workload, profiler = Workload(CONVERSATIONS, events), cProfile.Profile()
     seconds: dict[str, float] = defaultdict(float)
@@ -121,6 +137,8 @@ def main(events: int) -> None:
         for what, spent in sorted(seconds.items(), key=lambda item: -item[1])[:10]:
             console.print(f"  {spent / workload.total * 1e6:6.2f} µs an event: {what}", markup=False)
         profiler.runcall(asyncio.run, work_off(found.postgres, log_of(workload)))
+    for stage, share in shares(profiler).items():
+        console.print(f"  {share:4.0%} of the worker's time: {stage}")
     pstats.Stats(profiler).sort_stats("tottime").print_stats(FUNCTIONS)
 
 
