@@ -26,7 +26,7 @@ $(INSTALLED): requirements-uv.lock requirements-dev.lock pyproject.toml
 	@touch $@
 
 demo: install ## real Kafka, real PostgreSQL, rival writers: watch nothing get lost (DEMO=options)
-	$(BIN)/conversation-consumer demo $(DEMO)
+	$(BIN)/python -m tests.demo $(DEMO)
 
 test: install ## run all tests on real services
 	$(BIN)/pytest
@@ -38,7 +38,7 @@ mutation: install ## plant a bug at a time, into the simulation and into real re
 	$(BIN)/python -m tests.simulation --mutants
 	@set -e; for bug in version:versions dedup:effect guard:backwards redecide:folds; do \
 		log=$$(mktemp); code=0; printf '%s: ' $${bug%:*}; \
-		$(BIN)/conversation-consumer demo --break $${bug%:*} --events 9000 --seconds 8 > $$log 2>&1 || code=$$?; \
+		$(BIN)/python -m tests.demo --break $${bug%:*} --events 9000 --seconds 8 > $$log 2>&1 || code=$$?; \
 		if [ $$code -ne 1 ] || ! grep "$${bug#*:}.*BROKEN" $$log; then cat $$log; echo "not found, exit code $$code"; exit 1; fi; \
 		rm $$log; \
 	done
@@ -82,7 +82,7 @@ schemas: install ## generate schemas/json from the models
 	$(BIN)/python -m schemas
 
 docs: install ## write the parts of the README that follow from the code
-	$(BIN)/python -m consumer.devstack.readme
+	$(BIN)/python -m tests.model.documents
 
 image: ## build the container image
 	docker build -t conversation-consumer .

@@ -1,5 +1,5 @@
 """`python -m consumer` is `conversation-consumer`."""
 
-from consumer.cli import main
+from consumer.commands.root import main
 
 main()

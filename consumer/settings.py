@@ -32,8 +32,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from consumer.conversation import Policy
 from consumer.errors import ConfigurationError
+from consumer.lifecycle.model import Policy
 
 PREFIX = "CONSUMER_"
 SECRETS_DIR = "CONSUMER_SECRETS_DIR"

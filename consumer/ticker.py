@@ -14,11 +14,11 @@ from typing import Protocol
 
 import structlog
 
-from consumer.contract import encoded
-from consumer.conversation import Tick
+from consumer.decoding import encoded
 from consumer.errors import UnavailableError
-from consumer.health import Health
-from consumer.metrics import Metrics
+from consumer.lifecycle.model import Tick
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics
 from consumer.settings import TickerSettings
 
 log = structlog.get_logger(__name__)

@@ -8,12 +8,16 @@ from typing import Protocol
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
-from consumer.conversation import Event
+from consumer.decoding import decode_all
 from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, TooSlowError, UnavailableError
-from consumer.health import Health
-from consumer.metrics import INVALID, Metrics
-from consumer.records import DeadLetter, Record, decode_all
-from consumer.service import Batch, ConversationService, Memory, Partition, Progress, StoredOffset
+from consumer.lifecycle.model import Event
+from consumer.observability.health import Health
+from consumer.observability.metrics import INVALID, Metrics
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.records import DeadLetter, Record
+from consumer.service.batch import Batch
+from consumer.service.cache import Memory
+from consumer.service.service import ConversationService
 from consumer.settings import WorkerSettings
 from schemas import Reason
 

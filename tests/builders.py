@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from consumer.conversation import Author, Intent, ManualClose, Message, Status, Tick
+from consumer.lifecycle.model import Author, Intent, ManualClose, Message, Status, Tick
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE, HOUR, SECOND = timedelta(minutes=1), timedelta(hours=1), timedelta(seconds=1)

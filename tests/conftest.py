@@ -10,12 +10,12 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from consumer import migrations
-from consumer.devstack.database import execute, new_database
-from consumer.devstack.services import Services, services
-from consumer.metrics import Metrics
-from consumer.postgres import PostgresStore
+from consumer.observability.metrics import Metrics
+from consumer.postgres import migrations
+from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
+from tests.stack.database import execute, new_database
+from tests.stack.services import Services, services
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=200, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=20_000)

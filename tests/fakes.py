@@ -7,20 +7,11 @@ from copy import copy
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from consumer.conversation import Change, Conversation, HistoryRow, Session, Tick, reaches_back
 from consumer.errors import ConnectionLostError, ContentionError, RefusedError, StaleOwnerError, UnavailableError
-from consumer.service import (
-    NONE,
-    Conversations,
-    Decided,
-    EventsById,
-    Locking,
-    Lost,
-    Partition,
-    Progress,
-    Snapshot,
-    StoredOffset,
-)
+from consumer.lifecycle.model import Change, Conversation, HistoryRow, Session, Tick
+from consumer.lifecycle.rules import reaches_back
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
 from consumer.ticker import Alarm
 
 LOCK_TIMEOUT_SECONDS = 0.02

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from consumer.conversation import Event, Outcome
-from consumer.metrics import Metrics, samples, total
-from consumer.service import Attempt, Conversations, ConversationService, EventsById, Locking, Progress, Store
+from consumer.lifecycle.model import Event, Outcome
+from consumer.observability.metrics import Metrics, samples, total
+from consumer.offsets import Progress
+from consumer.service.ports import Attempt, Conversations, EventsById, Locking, Store
+from consumer.service.service import ConversationService
 from tests.conftest import opened
 
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from consumer.devstack.services import services
 from tests.benchmarks import conditions, pruning
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
 from tests.benchmarks.contest import RIVALS, rate_of, run_of_ours
@@ -16,6 +15,7 @@ from tests.benchmarks.ours import Run, apply_all
 from tests.benchmarks.plan import FULL, QUICK, Plan
 from tests.benchmarks.report import Goal, Results, save, show, table
 from tests.benchmarks.workload import Workload
+from tests.stack.services import services
 
 console = Console(soft_wrap=True, highlight=False)
 FEW = 10_000

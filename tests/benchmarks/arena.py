@@ -15,16 +15,16 @@ import asyncpg
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
-from consumer import migrations
-from consumer.contract import encoded
-from consumer.conversation import Event
-from consumer.devstack.database import execute, new_database
-from consumer.devstack.services import Services
-from consumer.devstack.topic import delete
-from consumer.kafka import admin, log_bounds
-from consumer.service import Partition
+from consumer.decoding import encoded
+from consumer.kafka.admin import admin, log_bounds
+from consumer.lifecycle.model import Event
+from consumer.offsets import Partition
+from consumer.postgres import migrations
 from consumer.settings import KafkaSettings
 from tests.benchmarks.workload import PACE, Workload
+from tests.stack.database import execute, new_database
+from tests.stack.services import Services
+from tests.stack.topic import delete
 
 PARTITIONS = 4
 

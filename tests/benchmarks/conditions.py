@@ -13,15 +13,15 @@ import asyncpg
 from aiokafka import AIOKafkaProducer
 from pydantic import SecretStr
 
-from consumer.contract import encoded
-from consumer.conversation import Author, Message
-from consumer.devstack.database import APPLIED, execute
-from consumer.devstack.rivals import insist
-from consumer.postgres import PostgresStore
-from consumer.service import ConversationService
+from consumer.decoding import encoded
+from consumer.lifecycle.model import Author, Message
+from consumer.postgres.store import PostgresStore
+from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.benchmarks.arena import Arena, Log, fetch
 from tests.benchmarks.ours import Run, apply_all, passed, replicas, resident_bytes
+from tests.demo.writers import insist
+from tests.stack.database import APPLIED, execute
 
 NOTIFY = """
     CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

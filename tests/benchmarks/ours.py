@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import asyncpg
 import psutil
 
-from consumer.devstack.database import APPLIED
-from consumer.devstack.replica import Replica
 from consumer.settings import KafkaSettings
 from tests.benchmarks.arena import PARTITIONS, Arena, Log
+from tests.stack.database import APPLIED
+from tests.stack.replica import Replica
 
 SAMPLE_SECONDS = 0.01
 LIMIT_SECONDS = 600

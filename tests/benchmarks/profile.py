@@ -19,19 +19,21 @@ import asyncpg
 from pydantic import SecretStr
 from rich.console import Console
 
-from consumer import migrations
-from consumer.cli import collect_garbage_seldom
-from consumer.contract import encoded
-from consumer.devstack.database import new_database
-from consumer.devstack.services import services
-from consumer.health import Health
-from consumer.metrics import Metrics
-from consumer.postgres import PostgresAttempt, PostgresStore
-from consumer.records import DeadLetter, Record, decode_all
-from consumer.service import ConversationService, Partition, decide
+from consumer.commands.root import collect_garbage_seldom
+from consumer.decoding import decode_all, encoded
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics
+from consumer.offsets import Partition
+from consumer.postgres import migrations
+from consumer.postgres.attempt import PostgresAttempt
+from consumer.postgres.store import PostgresStore
+from consumer.records import DeadLetter, Record
+from consumer.service.service import ConversationService, decide
 from consumer.settings import DatabaseSettings, WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.benchmarks.workload import PACE, Workload
+from tests.stack.database import new_database
+from tests.stack.services import services
 
 console = Console(soft_wrap=True, highlight=False)
 CONVERSATIONS = 2500

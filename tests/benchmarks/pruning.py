@@ -7,8 +7,8 @@ from datetime import timedelta
 import asyncpg
 from rich.console import Console
 
-from consumer.postgres import PostgresStore
-from consumer.prune import BATCH_PAGES, Plan, carry_out
+from consumer.commands.prune import BATCH_PAGES, Plan, carry_out
+from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
 
 FILL = """

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from consumer.devstack.readme import README, with_section
+from tests.model.documents import README, with_section
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
-from consumer.conversation import Author, Event, Intent, ManualClose, Message, Status
+from consumer.lifecycle.model import Author, Event, Intent, ManualClose, Message, Status
 
 KINDS = {"user": 52, "agent": 34, "support": 6, "system": 2, "goodbye": 2, "close": 4}
 PACE = timedelta(microseconds=100)

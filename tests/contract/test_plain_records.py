@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import schemas
-from consumer.contract import to_event
-from consumer.conversation import Event
-from consumer.plain import plain_event
+from consumer.decoding import plain_event, to_event
+from consumer.lifecycle.model import Event
 from schemas import Invalid, decode
 from schemas.cloudevents import MAX_AHEAD
 from tests.fuzz.records import JUNK, Fuzzer

@@ -8,16 +8,18 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
-from consumer import service
-from consumer.conversation import Conversation, Event, Outcome, Policy, Status, fold
-from consumer.devstack.database import new_database
-from consumer.devstack.services import Services
 from consumer.errors import ContentionError, StaleOwnerError, UnavailableError
-from consumer.postgres import PostgresStore
-from consumer.service import Attempt, Decided, Locking, Lost, Partition, Progress, Snapshot, StoredOffset
+from consumer.lifecycle.model import Conversation, Event, Outcome, Policy, Status
+from consumer.lifecycle.rules import fold
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.postgres.store import PostgresStore
+from consumer.service import service
+from consumer.service.ports import Attempt, Decided, Locking, Lost, Snapshot
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryStore
+from tests.stack.database import new_database
+from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 3)

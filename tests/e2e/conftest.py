@@ -12,14 +12,15 @@ import asyncpg
 import pytest
 from aiokafka import ConsumerRecord
 
-from consumer.contract import encoded
-from consumer.conversation import Event
-from consumer.devstack.database import APPLIED
-from consumer.devstack.replica import Replica
-from consumer.devstack.services import Services
-from consumer.devstack.topic import delete, read_all
-from consumer.kafka import KafkaProducer, admin
+from consumer.decoding import encoded
+from consumer.kafka.admin import admin
+from consumer.kafka.producer import KafkaProducer
+from consumer.lifecycle.model import Event
 from consumer.settings import KafkaSettings
+from tests.stack.database import APPLIED
+from tests.stack.replica import Replica
+from tests.stack.services import Services
+from tests.stack.topic import delete, read_all
 
 PARTITIONS = 3
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from consumer import migrations
-from consumer.contract import as_record
-from consumer.conversation import Status
-from consumer.devstack.database import execute, new_database
-from consumer.devstack.services import Services
-from consumer.devstack.topic import delete, read_all
-from consumer.service import ConversationService
+from consumer.decoding import as_record
+from consumer.lifecycle.model import Status
+from consumer.postgres import migrations
+from consumer.service.service import ConversationService
 from tests.builders import HOUR, close, message
 from tests.conftest import aged, opened
 from tests.e2e.conftest import Group, until
+from tests.stack.database import execute, new_database
+from tests.stack.services import Services
+from tests.stack.topic import delete, read_all
 
 NOW = datetime.now(UTC)
 

@@ -13,16 +13,16 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.record.util import calc_crc32c
 
-from consumer import migrations
-from consumer.contract import as_record
-from consumer.conversation import Author, Event, Status
-from consumer.devstack.kafka_broker import KafkaBroker
-from consumer.devstack.postgres_server import PostgresServer
-from consumer.devstack.replica import Replica
-from consumer.devstack.topic import delete
+from consumer.decoding import as_record
+from consumer.lifecycle.model import Author, Event, Status
+from consumer.postgres import migrations
 from schemas import Reason
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.e2e.conftest import PARTITIONS, Group, until
+from tests.stack.kafka_broker import KafkaBroker
+from tests.stack.postgres_server import PostgresServer
+from tests.stack.replica import Replica
+from tests.stack.topic import delete
 
 NOW = datetime.now(UTC)
 

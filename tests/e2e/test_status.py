@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from consumer.conversation import Author
-from consumer.devstack.replica import Replica
+from consumer.lifecycle.model import Author
 from tests.builders import HOUR, close, message
 from tests.e2e.conftest import PARTITIONS, Group, until
+from tests.stack.replica import Replica
 
 NOW = datetime.now(UTC)
 CHROMIUM = shutil.which("chromium")

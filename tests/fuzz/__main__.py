@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 import structlog
 from rich.console import Console
 
-from consumer import migrations
-from consumer.conversation import Policy
-from consumer.devstack.checker import Evidence, Ledger, Letter, Verdict, event_in, liveness, safety
-from consumer.devstack.database import new_database
-from consumer.devstack.evidence import conversations
-from consumer.devstack.services import Services, services
-from consumer.health import Health
-from consumer.metrics import Metrics, samples, total
-from consumer.postgres import PostgresStore
+from consumer.lifecycle.model import Policy
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics, samples, total
+from consumer.offsets import Partition
+from consumer.postgres import migrations
+from consumer.postgres.store import PostgresStore
 from consumer.records import DeadLetter, Record
-from consumer.service import ConversationService, Partition
+from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings, WorkerSettings
 from consumer.worker import PartitionWorker
+from tests.checker.evidence import conversations
+from tests.checker.verdicts import Evidence, Ledger, Letter, Verdict, event_in, liveness, safety
 from tests.fuzz.records import Fuzzer, Made
+from tests.stack.database import new_database
+from tests.stack.services import Services, services
 
 console = Console(soft_wrap=True, highlight=False)
 PARTITIONS = 4

@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from consumer.conversation import Author, Event, Outcome, Policy, Session, Status
-from consumer.postgres import PostgresStore
-from consumer.service import ConversationService
+from consumer.lifecycle.model import Author, Event, Outcome, Policy, Session, Status
+from consumer.postgres.store import PostgresStore
+from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, SECOND, close, message, tick
 
 NOW = datetime.now(UTC)

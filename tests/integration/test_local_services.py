@@ -12,13 +12,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from consumer.devstack.postgres_server import PostgresServer
-from consumer.devstack.process import DevstackError, Server
-from consumer.devstack.services import Services, services
+from tests.stack.postgres_server import PostgresServer
+from tests.stack.process import DevstackError, Server
+from tests.stack.services import Services, services
 
 START_AND_WAIT = """
 import time
-from consumer.devstack.postgres_server import PostgresServer
+from tests.stack.postgres_server import PostgresServer
 server = PostgresServer()
 print(server.pid, server.directory, flush=True)
 time.sleep(60)

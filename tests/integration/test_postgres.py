@@ -10,10 +10,6 @@ from zoneinfo import ZoneInfo
 import asyncpg
 import pytest
 
-from consumer import migrations
-from consumer.conversation import Author, Event, Outcome, Policy, Status
-from consumer.devstack.database import execute
-from consumer.devstack.replay import replay
 from consumer.errors import (
     ConcurrencyError,
     InvalidEventError,
@@ -22,23 +18,20 @@ from consumer.errors import (
     TooSlowError,
     UnavailableError,
 )
-from consumer.metrics import Metrics
-from consumer.postgres import PostgresAttempt, PostgresStore
-from consumer.service import (
-    NONE,
-    Batch,
-    Conversations,
-    ConversationService,
-    EventsById,
-    Locking,
-    Partition,
-    Progress,
-    RetryPolicy,
-    StoredOffset,
-)
+from consumer.lifecycle.model import Author, Event, Outcome, Policy, Status
+from consumer.observability.metrics import Metrics
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.postgres import migrations
+from consumer.postgres.attempt import PostgresAttempt
+from consumer.postgres.store import PostgresStore
+from consumer.service.batch import Batch
+from consumer.service.ports import NONE, Conversations, EventsById, Locking
+from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, goodbye, message, tick
+from tests.checker.replay import replay
 from tests.conftest import opened
 from tests.races import counted
+from tests.stack.database import execute
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 0)

@@ -16,14 +16,16 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from consumer.conversation import Author, Conversation, Event, Intent, Policy, Status
-from consumer.devstack.database import execute
 from consumer.errors import ConsumerError
-from consumer.postgres import PostgresStore
-from consumer.service import Attempt, Locking, Partition, Progress, Snapshot, StoredOffset, decide
+from consumer.lifecycle.model import Author, Conversation, Event, Intent, Policy, Status
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.postgres.store import PostgresStore
+from consumer.service.ports import Attempt, Locking, Snapshot
+from consumer.service.service import decide
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryDatabase, MemoryStore
+from tests.stack.database import execute
 
 T = TypeVar("T")
 NOW = datetime.now(UTC)

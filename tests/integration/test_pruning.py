@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from consumer import prune
-from consumer.conversation import Outcome, Status
-from consumer.devstack.database import execute
+from consumer.commands import prune
+from consumer.commands.prune import Plan, Pruned, carry_out
 from consumer.errors import ConsumerError, UnavailableError
-from consumer.metrics import Metrics
-from consumer.postgres import PostgresStore
-from consumer.prune import Plan, Pruned, carry_out
-from consumer.service import ConversationService, RetryPolicy, StoredOffset
+from consumer.lifecycle.model import Outcome, Status
+from consumer.observability.metrics import Metrics
+from consumer.offsets import StoredOffset
+from consumer.postgres.store import PostgresStore
+from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import aged, opened
 from tests.integration.test_postgres import KILL_OTHERS, PLACE, apply, outsider, rows
 from tests.races import counted
+from tests.stack.database import execute
 
 NOW = datetime.now(UTC)
 KEPT_ELSEWHERE = ("conversation", "conversation_session_archive", "transition_outbox", "kafka_offset")

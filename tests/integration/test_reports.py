@@ -5,9 +5,9 @@ from typing import Any
 
 import asyncpg
 
-from consumer.conversation import Author, Event, Status
-from consumer.postgres import PostgresStore
-from consumer.service import ConversationService
+from consumer.lifecycle.model import Author, Event, Status
+from consumer.postgres.store import PostgresStore
+from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, SECOND, close, goodbye, message, tick
 
 NOW = datetime.now(UTC)

@@ -10,21 +10,24 @@ import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from consumer import postgres
-from consumer.conversation import Event
-from consumer.postgres import PostgresStore
-from consumer.service import Batch, ConversationService, Memory, Partition, Progress, StoredOffset
+from consumer.lifecycle.model import Event
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.postgres import attempt as statements
+from consumer.postgres.store import PostgresStore
+from consumer.service.batch import Batch
+from consumer.service.cache import Memory
+from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, close, message
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 0)
 NAMES = {
-    postgres._ADVANCE: "advance",
-    postgres._LOOK: "look",
-    postgres._LOAD: "load",
-    postgres._UPDATE: "update",
-    postgres._INSERT: "insert",
-    postgres._ARCHIVE: "archive",
+    statements.ADVANCE: "advance",
+    statements.LOOK: "look",
+    statements.LOAD: "load",
+    statements.UPDATE: "update",
+    statements.INSERT: "insert",
+    statements.ARCHIVE: "archive",
 }
 
 

@@ -8,19 +8,19 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from consumer.conversation import Author, Outcome, Status
-from consumer.devstack.database import execute
 from consumer.errors import UnavailableError
-from consumer.health import Health
-from consumer.metrics import Metrics
-from consumer.postgres import PostgresStore
-from consumer.service import ConversationService
+from consumer.lifecycle.model import Author, Outcome, Status
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics
+from consumer.postgres.store import PostgresStore
+from consumer.service.service import ConversationService
 from consumer.settings import TickerSettings
 from consumer.ticker import Emit, Ticker
 from schemas import decode
 from tests.builders import HOUR, MINUTE, message, tick
 from tests.conftest import opened
 from tests.races import counted
+from tests.stack.database import execute
 
 NOW = datetime.now(UTC)
 QUICK = TickerSettings(interval_seconds=0.02)

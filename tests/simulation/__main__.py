@@ -19,7 +19,7 @@ from multiprocessing import Pool
 from rich.console import Console
 from rich.table import Table
 
-from consumer.metrics import samples
+from consumer.observability.metrics import samples
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.processes import METRICS
 from tests.simulation.schedule import Run, run

@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-from consumer import conversation, service, worker
-from consumer.devstack.planted import resumed
-from consumer.service import Decided, Locking, Lost, Progress
+from consumer import worker
+from consumer.lifecycle import rules
+from consumer.offsets import Progress
+from consumer.service import cache, service
+from consumer.service.ports import Decided, Locking, Lost
 from tests import fakes
+from tests.checker.planted import resumed
 from tests.fakes import Transaction
 from tests.simulation import processes
 
@@ -98,14 +101,14 @@ MUTANTS: dict[str, Plant] = {
     ),
     "priority compared with <=": partial(
         rewritten,
-        conversation,
+        rules,
         "_close_closed",
         ("RANK[_closing_status(event)] < RANK", "RANK[_closing_status(event)] <= RANK"),
     ),
     "retry without deciding again": partial(replaced, processes, "MemoryStore", RetryWithoutRedeciding),
     "duplicate within a batch": partial(rewritten, service, "fold", ("seen.add(identity)", "pass")),
     "newer message left behind by a split": partial(
-        rewritten, conversation, "_close_open", ("newest is None or newest <= event.at", "True")
+        rewritten, rules, "_close_open", ("newest is None or newest <= event.at", "True")
     ),
     "offset moved although some lost": partial(
         rewritten, Transaction, "save", ("progress.start if lost else progress.end", "progress.end")
@@ -136,7 +139,7 @@ MUTANTS: dict[str, Plant] = {
         (f"    {KNOWN}", ""),
     ),
     "memory that outlives a rewind": partial(
-        rewritten, service.Memory, "forget", ("self._conversations.clear()", "pass")
+        rewritten, cache.Memory, "forget", ("self._conversations.clear()", "pass")
     ),
     "alarm that rings once": partial(rewritten, Store, "_ring", ("now + pause", "now + timedelta(days=9)")),
 }

@@ -6,18 +6,19 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from consumer.conversation import Event
-from consumer.devstack.checker import key_of
-from consumer.devstack.stage import SHORT
-from consumer.devstack.traffic import Traffic
 from consumer.errors import ConcurrencyError, ConnectionLostError, UnavailableError
-from consumer.health import Health
-from consumer.metrics import Metrics
+from consumer.lifecycle.model import Event
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics
+from consumer.offsets import Partition
 from consumer.records import DeadLetter, Record
-from consumer.service import ConversationService, Partition
+from consumer.service.service import ConversationService
 from consumer.settings import TickerSettings, WorkerSettings
 from consumer.ticker import Ticker
 from consumer.worker import PartitionWorker
+from tests.checker.verdicts import key_of
+from tests.demo.environment import SHORT
+from tests.demo.traffic import Traffic
 from tests.fakes import MemoryStore
 from tests.simulation.world import GROUP, TOPIC, Fault, World
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import structlog
 
-from consumer.contract import encoded
-from consumer.conversation import Event, ManualClose, Status, Tick
-from consumer.devstack.checker import Evidence, Verdict, event_in, key_of, liveness, safety
-from consumer.devstack.stage import SHORT
-from consumer.devstack.traffic import Mix, Traffic
+from consumer.decoding import encoded
 from consumer.errors import ConnectionLostError
+from consumer.lifecycle.model import Event, ManualClose, Status, Tick
+from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
+from tests.demo.environment import SHORT
+from tests.demo.traffic import Mix, Traffic
 from tests.fakes import MemoryStore
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.processes import Process, Replica, Rival, TickerProcess

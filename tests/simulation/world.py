@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from random import Random
 
-from consumer.conversation import HistoryRow
-from consumer.devstack.checker import Evidence, Ledger, Letter, Move, event_in, key_of
 from consumer.errors import ConnectionLostError, TooSlowError, UnavailableError
+from consumer.lifecycle.model import HistoryRow
+from consumer.offsets import Partition
 from consumer.records import DeadLetter, Record
-from consumer.service import Partition
+from tests.checker.verdicts import Evidence, Ledger, Letter, Move, event_in, key_of
 from tests.fakes import MemoryDatabase
 
 EPOCH = datetime(2026, 3, 1, tzinfo=UTC)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from consumer.contract import encoded
-from consumer.conversation import Author, Conversation, Event, HistoryRow, Policy, Status, fold
-from consumer.devstack.checker import Evidence, Ledger, Letter, Move, Verdict, liveness, safety, story
-from consumer.devstack.duels import RACES, duel, held, one_came_first
-from consumer.devstack.replay import replay
+from consumer.decoding import encoded
+from consumer.lifecycle.model import Author, Conversation, Event, HistoryRow, Policy, Status
+from consumer.lifecycle.rules import fold
 from consumer.records import Record
 from tests.builders import HOUR, SECOND, T0, close, message, tick
+from tests.checker.replay import replay
+from tests.checker.verdicts import Evidence, Ledger, Letter, Move, Verdict, liveness, safety, story
+from tests.demo.races import RACES, duel, held, one_came_first
 
 POLICY = Policy()
 NOW = T0 + 50 * HOUR

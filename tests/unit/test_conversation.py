@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from consumer.conversation import (
+from consumer.lifecycle.model import (
     Author,
     Conversation,
     Decision,
@@ -16,11 +16,8 @@ from consumer.conversation import (
     Policy,
     Session,
     Status,
-    apply,
-    deadlines,
-    fold,
-    reaches_back,
 )
+from consumer.lifecycle.rules import apply, deadlines, fold, reaches_back
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, goodbye, message, tick
 
 POLICY = Policy()

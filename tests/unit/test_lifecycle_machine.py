@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from consumer.conversation import (
+from consumer.lifecycle.model import (
     RANK,
     Author,
     Closing,
@@ -23,13 +23,11 @@ from consumer.conversation import (
     Policy,
     Status,
     Tick,
-    apply,
-    deadlines,
-    fold,
 )
-from consumer.devstack.replay import replay
+from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import MINUTE, SECOND, T0, close, goodbye, message, tick
-from tests.oracle import decide
+from tests.checker.replay import replay
+from tests.model.oracle import decide
 
 POLICY = Policy()
 HASTY = Policy(

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.conversation import (
+from consumer.lifecycle.model import (
     RANK,
     Author,
     Conversation,
@@ -20,12 +20,10 @@ from consumer.conversation import (
     Policy,
     Status,
     Tick,
-    apply,
-    deadlines,
-    fold,
 )
-from consumer.devstack.replay import replay
+from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, message, tick
+from tests.checker.replay import replay
 
 POLICY = Policy()
 MANUAL = [Status.FAILED, Status.USER_CLOSED, Status.SUPPORT_CLOSED, Status.AGENT_CLOSED]

@@ -1,20 +1,23 @@
 """The lifecycle, explored: each status and event, in every order of times that `DEPTH` events lead to."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
 
-from consumer import conversation
-from consumer.conversation import Outcome, Policy, Status, deadlines
-from consumer.devstack.lifecycle import DEPTH, Step, Survey, explored, markdown, survey
-from consumer.devstack.readme import README
-from tests.oracle import decide
+from consumer.lifecycle import draft, rules
+from consumer.lifecycle.draft import Draft
+from consumer.lifecycle.model import Outcome, Policy, Status
+from consumer.lifecycle.rules import deadlines
+from tests.model.documents import README
+from tests.model.explorer import DEPTH, Step, Survey, explored, markdown, survey
+from tests.model.oracle import decide
 
 POLICY = Policy()
+FILES = {rules.__file__, draft.__file__}
 NOT_OF_APPLY = {Outcome.DUPLICATE, Outcome.DEAD_LETTER}
 
 
@@ -49,32 +52,38 @@ def test_the_readme_has_the_lifecycle_as_it_is(found: Survey) -> None:
 
 def test_every_line_of_the_rules_is_reached() -> None:
     """The last arm of a `match` that has them all is the exception."""
-    source = Path(conversation.__file__).read_text().splitlines()
-    seen: set[int] = set()
+    lines = lines_of(rules, vars(rules)) | lines_of(draft, vars(Draft))
+    seen: set[tuple[str, int]] = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != conversation.__file__:
+        if frame.f_code.co_filename not in FILES:
             return None
-        seen.add(frame.f_lineno)
+        seen.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
         for step in explored(POLICY, DEPTH - 1):
-            conversation.fold(step.before, [step.made, step.made], (), POLICY, step.now)
+            rules.fold(step.before, [step.made, step.made], (), POLICY, step.now)
             for session in step.before.sessions:
                 deadlines(session.status, session.last_activity_at, POLICY)
-                conversation.reaches_back(step.before, [step.made], step.now)
+                rules.reaches_back(step.before, [step.made], step.now)
     finally:
         sys.settrace(before)
 
-    missed = {line: source[line - 1].strip() for line in lines_of(conversation) - seen}
-    assert {text for text in missed.values() if "assert_never" not in text and text != "case _:"} == set()
+    missed = {Path(file).read_text().splitlines()[line - 1].strip() for file, line in lines - seen}
+    assert {text for text in missed if "assert_never" not in text and text != "case _:"} == set()
 
 
-def lines_of(module: ModuleType) -> set[int]:
-    """The lines of its functions that do something."""
-    codes = [found.__code__ for found in vars(module).values() if isinstance(found, FunctionType)]
+def lines_of(module: ModuleType, members: Mapping[str, object]) -> set[tuple[str, int]]:
+    """The lines that do something, of the functions and properties among its members."""
+    functions = [member.fget if isinstance(member, property) else member for member in members.values()]
+    codes = [function.__code__ for function in functions if isinstance(function, FunctionType)]
     own = [code for code in codes if code.co_filename == module.__file__]
-    return {line for code in own for _, _, line in code.co_lines() if line and line > code.co_firstlineno}
+    return {
+        (code.co_filename, line)
+        for code in own
+        for _, _, line in code.co_lines()
+        if line and line > code.co_firstlineno
+    }

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from consumer.conversation import Author, Change, Conversation, Event, Outcome, Policy, fold
 from consumer.errors import (
     ConcurrencyError,
     ContentionError,
@@ -19,23 +18,14 @@ from consumer.errors import (
     StaleOwnerError,
     UnavailableError,
 )
-from consumer.metrics import Metrics
-from consumer.service import (
-    NONE,
-    Batch,
-    Conversations,
-    ConversationService,
-    Decided,
-    EventsById,
-    Locking,
-    Lost,
-    Memory,
-    Partition,
-    Progress,
-    RetryPolicy,
-    Snapshot,
-    StoredOffset,
-)
+from consumer.lifecycle.model import Author, Change, Conversation, Event, Outcome, Policy
+from consumer.lifecycle.rules import fold
+from consumer.observability.metrics import Metrics
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.service.batch import Batch
+from consumer.service.cache import Memory
+from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
+from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.fakes import MemoryDatabase, MemoryStore, Transaction
 from tests.races import counted

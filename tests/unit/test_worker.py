@@ -7,13 +7,15 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from consumer.contract import as_record
-from consumer.conversation import Event
+from consumer.decoding import as_record
 from consumer.errors import PartitionStoppedError, RefusedError, TooSlowError, UnavailableError
-from consumer.health import Health
-from consumer.metrics import Metrics
+from consumer.lifecycle.model import Event
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics
+from consumer.offsets import Partition, StoredOffset
 from consumer.records import DeadLetter, Record
-from consumer.service import ConversationService, Decided, Lost, Partition, StoredOffset
+from consumer.service.ports import Decided, Lost
+from consumer.service.service import ConversationService
 from consumer.settings import WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.builders import message

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import asyncpg
 from pydantic import Field, SecretStr
 
-from consumer.conversation import Change, Conversation, Event, fold
-from consumer.postgres import connected
+from consumer.lifecycle.model import Change, Conversation, Event
+from consumer.lifecycle.rules import fold
+from consumer.postgres.client import connected
 from consumer.settings import DatabaseSettings
 from tests.benchmarks.rivals.course import Course, Run, take_part
 from tests.benchmarks.rivals.opening import open_conversations

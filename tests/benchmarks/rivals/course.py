@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from consumer.cli import collect_garbage_seldom
-from consumer.conversation import Event
+from consumer.commands.root import collect_garbage_seldom
+from consumer.lifecycle.model import Event
 from schemas.events import Time
 from tests.benchmarks.workload import Workload
 

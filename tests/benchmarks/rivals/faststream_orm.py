@@ -8,8 +8,8 @@ from faststream.kafka import KafkaBroker
 from faststream.kafka.annotations import KafkaMessage
 from pydantic import Field
 
-from consumer.contract import to_event
-from consumer.conversation import Event
+from consumer.decoding import to_event
+from consumer.lifecycle.model import Event
 from schemas import IncomingEvent, Invalid, Reason
 from schemas.cloudevents import check_time
 from tests.benchmarks.rivals.course import LogCourse, Run, Stopwatch, take_part

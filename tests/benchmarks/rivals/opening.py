@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from consumer.conversation import Change, Conversation, fold
+from consumer.lifecycle.model import Change, Conversation
+from consumer.lifecycle.rules import fold
 from tests.benchmarks.rivals.course import Course
 from tests.benchmarks.rivals.rows import HISTORY_COLUMNS, POLICY, SESSION_COLUMNS, history_values, session_values
 

@@ -19,9 +19,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped
 from sqlalchemy.orm.exc import StaleDataError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from consumer import postgres
-from consumer.contract import to_event
-from consumer.conversation import Conversation, Decision, Event, HistoryRow, Session, Tick, apply, reaches_back
+from consumer.decoding import to_event
+from consumer.lifecycle.model import Conversation, Decision, Event, HistoryRow, Session, Tick
+from consumer.lifecycle.rules import apply, reaches_back
+from consumer.postgres import tables
 from schemas import Invalid, decode
 from tests.benchmarks.rivals.course import LogCourse, Run, Stopwatch, take_part
 from tests.benchmarks.rivals.opening import open_conversations
@@ -41,13 +42,13 @@ Sessions = async_sessionmaker[AsyncSession]
 
 
 class Base(DeclarativeBase):
-    metadata = postgres.metadata
+    metadata = tables.metadata
 
 
 class ConversationEntity(Base):
-    __table__ = postgres.conversation
+    __table__ = tables.conversation
     # By hand: an event may raise the version by more than one.
-    __mapper_args__ = {"version_id_col": postgres.conversation.c.version, "version_id_generator": False}  # noqa: RUF012
+    __mapper_args__ = {"version_id_col": tables.conversation.c.version, "version_id_generator": False}  # noqa: RUF012
 
     if TYPE_CHECKING:
         version: Mapped[int]
@@ -55,18 +56,18 @@ class ConversationEntity(Base):
 
 
 class ArchivedSessionEntity(Base):
-    __table__ = postgres.conversation_session_archive
+    __table__ = tables.conversation_session_archive
 
     if TYPE_CHECKING:
         session: Mapped[int]
 
 
 class EventEntity(Base):
-    __table__ = postgres.conversation_event
+    __table__ = tables.conversation_event
 
 
 class TransitionEntity(Base):
-    __table__ = postgres.transition_outbox
+    __table__ = tables.transition_outbox
 
 
 class Stored:
@@ -116,7 +117,7 @@ async def _load(session: AsyncSession, event: Event, now: datetime) -> Stored:
     stored = Stored(await session.get(ConversationEntity, event.conversation_id))
     if stored.current is None or not reaches_back(stored.conversation(event.conversation_id), [event], now):
         return stored
-    of_conversation = postgres.conversation_session_archive.c.conversation_id == event.conversation_id
+    of_conversation = tables.conversation_session_archive.c.conversation_id == event.conversation_id
     archived = await session.scalars(sa.select(ArchivedSessionEntity).where(of_conversation))
     return Stored(stored.current, archived.all())
 
@@ -149,7 +150,7 @@ def _arm(entity: ConversationEntity, before: Session | None, after: Session) -> 
     if after.deadline is None or before is None:
         entity.wake_at = after.deadline
     elif earlier is None or after.deadline < earlier:
-        entity.wake_at = sa.func.least(postgres.conversation.c.wake_at, after.deadline)
+        entity.wake_at = sa.func.least(tables.conversation.c.wake_at, after.deadline)
 
 
 def _event(row: HistoryRow, now: datetime) -> EventEntity:

@@ -14,7 +14,8 @@ from random import uniform
 import asyncpg
 from pydantic import Field
 
-from consumer.conversation import Conversation, Decision, Event, Tick, apply, reaches_back
+from consumer.lifecycle.model import Conversation, Decision, Event, Tick
+from consumer.lifecycle.rules import apply, reaches_back
 from tests.benchmarks.rivals.course import Course, Run, take_part
 from tests.benchmarks.rivals.opening import open_conversations
 from tests.benchmarks.rivals.rows import (

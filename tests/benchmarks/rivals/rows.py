@@ -8,8 +8,8 @@ from zlib import crc32
 
 import sqlalchemy as sa
 
-from consumer import postgres
-from consumer.conversation import Author, Event, HistoryRow, Policy, Session, Status
+from consumer.lifecycle.model import Author, Event, HistoryRow, Policy, Session, Status
+from consumer.postgres import tables
 
 POLICY = Policy()
 
@@ -18,9 +18,9 @@ def _columns(table: sa.Table, *without: str) -> tuple[str, ...]:
     return tuple(column.name for column in table.c if column.name not in without)
 
 
-SESSION_COLUMNS = _columns(postgres.conversation_session_archive, "conversation_id")
-HISTORY_COLUMNS = (*_columns(postgres.conversation_event, "recorded_at"), "recorded_at")
-OUTBOX_COLUMNS = _columns(postgres.transition_outbox, "id")
+SESSION_COLUMNS = _columns(tables.conversation_session_archive, "conversation_id")
+HISTORY_COLUMNS = (*_columns(tables.conversation_event, "recorded_at"), "recorded_at")
+OUTBOX_COLUMNS = _columns(tables.transition_outbox, "id")
 
 _session_fields = attrgetter(*("number" if name == "session" else name for name in SESSION_COLUMNS))
 _history_fields = attrgetter(*("kind" if name == "type" else name for name in HISTORY_COLUMNS[:-1]))

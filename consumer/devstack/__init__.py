@@ -1,1 +1,0 @@
-"""Real services for the demo and the tests. Nothing in production imports this package."""

@@ -1,0 +1,126 @@
+"""Topics, their settings, the cluster's id."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import (
+    TopicAlreadyExistsError,
+    for_code,
+)
+
+from consumer.errors import ConfigurationError
+from consumer.kafka.client import classified, connection_arguments
+from consumer.offsets import Partition
+from consumer.settings import KafkaSettings
+
+RETENTION_SLACK = timedelta(hours=2)
+"""Beyond a topic's settings: brokers take records dated an hour ahead, and look for old segments every five minutes."""
+FOR_EVER_MS = 100 * 365 * 86_400_000
+"""A century: who sets more means no limit."""
+HEADER_BYTES = 1024
+"""Room that the error headers of a dead letter may take beyond the record."""
+
+
+class KafkaAdmin:
+    """Topics, their settings, and the cluster's id."""
+
+    def __init__(self, client: AIOKafkaAdminClient) -> None:
+        self._client = client
+
+    async def cluster_id(self) -> str:
+        with classified():
+            return str((await self._client.describe_cluster())["cluster_id"])
+
+    async def topics(self) -> dict[str, int]:
+        """Topic -> number of partitions."""
+        with classified():
+            described = await self._client.describe_topics()
+        return {topic["topic"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
+
+    async def max_message_bytes(self, topic: str) -> int:
+        return int((await self._configs(topic, "max.message.bytes"))["max.message.bytes"])
+
+    async def longest_retention(self, topic: str) -> timedelta | None:
+        """How old a record of the topic can become before the log drops it, at most; None if it may stay for ever.
+
+        Whole segments are dropped, once their newest record is older than `retention.ms`; a segment takes records for
+        as long as `segment.ms`. `retention.bytes` only shortens this.
+        """
+        configs = await self._configs(topic, "cleanup.policy", "retention.ms", "segment.ms")
+        retention, segment = int(configs["retention.ms"]), int(configs["segment.ms"])
+        if "delete" not in configs["cleanup.policy"] or retention < 0 or retention + segment > FOR_EVER_MS:
+            return None
+        return timedelta(milliseconds=retention + segment) + RETENTION_SLACK
+
+    async def _configs(self, topic: str, *names: str) -> dict[str, str]:
+        """The topic's settings by name, the broker's defaults among them."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names, ""))
+        with classified():
+            (response,) = await self._client.describe_configs([resource])
+        (described,) = response.to_object()["resources"]
+        if described["error_code"]:
+            error = for_code(described["error_code"]).__name__
+            raise ConfigurationError(f"the settings of topic {topic} cannot be read: {error}")
+        return {entry["config_names"]: entry["config_value"] for entry in described["config_entries"]}
+
+    async def create(self, topic: str, partitions: int, replication: int, configs: dict[str, str]) -> bool:
+        """Creates a topic; whether it was not there yet."""
+        new = NewTopic(topic, partitions, replication, topic_configs=configs)
+        with classified():
+            response = await self._client.create_topics([new])
+        _, code, *message = response.to_object()["topic_errors"][0].values()
+        error = for_code(code)
+        if error is TopicAlreadyExistsError:
+            return False
+        if code:
+            raise ConfigurationError(f"topic {topic} was not created: {error.__name__} {message[0] if message else ''}")
+        return True
+
+
+@asynccontextmanager
+async def admin(settings: KafkaSettings) -> AsyncIterator[KafkaAdmin]:
+    client = AIOKafkaAdminClient(**connection_arguments(settings))
+    try:
+        with classified():
+            await client.start()
+        yield KafkaAdmin(client)
+    finally:
+        await client.close()
+
+
+async def check_topics(settings: KafkaSettings) -> int:
+    """Returns the size limit of the dead-letter topic, in bytes.
+
+    Raises `ConfigurationError` if a topic is missing, or a dead letter might not fit into its topic.
+    """
+    async with admin(settings) as client:
+        there = await client.topics()
+        for topic in (*settings.topics, settings.dead_letter_topic):
+            if topic not in there:
+                raise ConfigurationError(f"topic {topic} does not exist: run `conversation-consumer topics`")
+        limit = await client.max_message_bytes(settings.dead_letter_topic)
+        for topic in settings.topics:
+            if (source := await client.max_message_bytes(topic)) + HEADER_BYTES > limit:
+                raise ConfigurationError(
+                    f"max.message.bytes of {settings.dead_letter_topic} is {limit}: raise it to at least "
+                    f"{source + HEADER_BYTES}, or a dead letter of {topic} may not fit"
+                )
+        return limit
+
+
+async def log_bounds(settings: KafkaSettings, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+    """The first offset of each partition's log, and the one after the last."""
+    places = {partition: TopicPartition(partition.topic, partition.number) for partition in partitions}
+    client = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
+    with classified():
+        await client.start()
+        try:
+            first = await client.beginning_offsets(list(places.values()))
+            end = await client.end_offsets(list(places.values()))
+        finally:
+            await client.stop()
+    return {partition: (first[tp], end[tp]) for partition, tp in places.items()}

