@@ -11,7 +11,7 @@ from consumer.errors import ConnectionLostError, ContentionError, RefusedError, 
 from consumer.lifecycle.model import Change, Conversation, HistoryRow, Session, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
-from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
+from consumer.service.ports import NONE, Conversations, Decided, EventsById, LockHolder, Locking, Lost, Snapshot
 from consumer.ticker import Alarm
 
 LOCK_TIMEOUT_SECONDS = 0.02
@@ -204,13 +204,13 @@ class MemoryStore:
     def offsets(self) -> dict[Partition, StoredOffset]:
         return self.database.offsets
 
-    async def load(self, events: EventsById, transaction: Transaction, remembered: Conversations = NONE) -> Snapshot:
+    async def load(self, events: EventsById, transaction: Transaction, cached: Conversations = NONE) -> Snapshot:
         """Three statements, as in PostgreSQL: others may write in between."""
         await transaction.statement("load")
-        current = {**remembered}
+        current = {**cached}
         for key in events:
             found = self.conversations.get(key)
-            if found and (key not in remembered or found.version != remembered[key].version):
+            if found and (key not in cached or found.version != cached[key].version):
                 current[key] = found.without_archive()
         await transaction.statement("known and now")
         now = self.database.clock()
@@ -229,12 +229,12 @@ class MemoryStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator["MemoryAttempt"]:
         async with self.transaction(progress) as transaction:
             if locking is Locking.PESSIMISTIC:
                 await self.lock(transaction, *(key for key in events if key in self.conversations))
-            snapshot = await self.load(events, transaction, remembered)
+            snapshot = await self.load(events, transaction, cached)
             yield MemoryAttempt(self, transaction, snapshot, progress, locking)
 
     async def save(
@@ -270,6 +270,12 @@ class MemoryStore:
     async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
         async with self.transaction() as transaction:
             transaction.stage(lambda: self.offsets.update({partition: self.offsets.get(partition, offset)}))
+
+    async def lock_holder(self, conversation_id: str) -> LockHolder | None:
+        await self._statement("lock holder")
+        if (holder := self.database.holders.get(conversation_id)) is None:
+            return None
+        return LockHolder(id(holder), "memory", "somebody", self.database.clock(), "active")
 
     async def ring(self, limit: int) -> Sequence[Alarm]:
         async with self.transaction() as transaction:

@@ -120,7 +120,14 @@ class Metrics:
             "Conversations locked before reading, after several losses.",
             registry=reg,
         )
+        self.concurrency_errors = Counter(
+            "conversation_concurrency_errors_total",
+            "Calls of the service that gave up after losing too many races.",
+            ["operation"],
+            registry=reg,
+        )
         for kind in Kind:
+            self.concurrency_errors.labels(kind)
             self.operation_retries.labels(kind)
             self.retry_backoff.labels(kind)
             for result in ATTEMPT_RESULTS:
@@ -130,6 +137,9 @@ class Metrics:
 
     def _runtime(self) -> None:
         reg = self.registry
+        self.blocked_conversations = Gauge(
+            "conversation_blocked_conversations", "Conversations whose row somebody else holds for long.", registry=reg
+        )
         self.assigned_partitions = Gauge("conversation_assigned_partitions", "Partitions owned.", registry=reg)
         self.paused_partitions = Gauge("conversation_paused_partitions", "Partitions not being fetched.", registry=reg)
         self.rebalances = Counter("conversation_rebalances_total", "Group rebalances.", ["phase"], registry=reg)
@@ -188,6 +198,11 @@ class Metrics:
         """Counts a write attempt per event with an effect."""
         for kind, times in Tally([event.kind for change in changes for event in change.effects]).items():
             self.write_attempts.labels(kind, result).inc(times)
+
+    def gave_up(self, changes: Iterable[Change]) -> None:
+        """Counts a `ConcurrencyError` raised to a library caller."""
+        for operation in {event.kind for change in changes for event in change.events}:
+            self.concurrency_errors.labels(operation).inc()
 
     def retried(self, change: Change, reason: str, backoff_seconds: float) -> None:
         """Counts a retry per event with an effect, and the wait before it."""

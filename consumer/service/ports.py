@@ -1,6 +1,6 @@
 """What the service needs of a database."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,6 @@ from typing import Protocol
 from consumer.lifecycle.model import Change, Conversation, Event, Identity
 from consumer.offsets import Progress
 
-Sleep = Callable[[float], Awaitable[None]]
 EventsById = Mapping[str, Sequence[Event]]
 Conversations = Mapping[str, Conversation]
 NONE: Conversations = MappingProxyType({})
@@ -48,6 +47,21 @@ class Locking(Enum):
     be locked."""
 
 
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """The database session that holds the row of a conversation, and since when its transaction is open."""
+
+    pid: int
+    application: str
+    user: str
+    since: datetime
+    state: str
+
+    def __str__(self) -> str:
+        who = f"{self.application or 'unnamed'}, user {self.user}"
+        return f"process {self.pid} ({who}, {self.state}, transaction open since {self.since:%Y-%m-%d %H:%M:%S})"
+
+
 class Attempt(Protocol):
     """A transaction that has read, and is to `save` what was decided: the offset moves with its commit."""
 
@@ -61,11 +75,11 @@ class Store(Protocol):
     """What the service needs of a database."""
 
     def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations
     ) -> AbstractAsyncContextManager[Attempt]:
         """A transaction, committed at the end of the block. Raises `StoreError` and `UnavailableError`.
 
         Under the guard of `progress` (`StaleOwnerError`) it reads the conversations that are no longer at the version
-        `remembered`, *then* which events are known, and now; older sessions where an event may belong to one. What was
+        `cached`, *then* which events are known, and now; older sessions where an event may belong to one. What was
         read outside the guard might be of a time that a rewind has undone.
         """

@@ -32,9 +32,9 @@ class WithoutDeduplication(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             attempt.snapshot = replace(attempt.snapshot, known={})
             yield attempt
 
@@ -44,9 +44,9 @@ class WithoutRedeciding(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             save = attempt.save
 
             async def regardless(decided: Decided) -> Lost:
@@ -75,14 +75,14 @@ class FrozenBeforeWriting(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
         FrozenBeforeWriting.attempts += bool(events)
         if FrozenBeforeWriting.attempts == FREEZE_AT_ATTEMPT:
             with suppress(UnavailableError):
-                async with super().attempt(events, progress, locking, remembered):
+                async with super().attempt(events, progress, locking, cached):
                     os.kill(os.getpid(), signal.SIGSTOP)
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             yield attempt
 
 

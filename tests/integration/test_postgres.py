@@ -190,9 +190,9 @@ class AlwaysBeaten(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             if locking is Locking.OPTIMISTIC:
                 await self._rival.apply([message(at=NOW - MINUTE)])
             yield attempt

@@ -15,7 +15,7 @@ from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres import attempt as statements
 from consumer.postgres.store import PostgresStore
 from consumer.service.batch import Batch
-from consumer.service.cache import Memory
+from consumer.service.cache import ConversationCache
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, close, message
 
@@ -63,13 +63,13 @@ async def listened(database: str) -> AsyncIterator[tuple[PostgresStore, list[str
         await engine.dispose()
 
 
-async def statements_of(database: str, *batches: Sequence[Event], remembered: int = 1000) -> list[str]:
+async def statements_of(database: str, *batches: Sequence[Event], cached: int = 1000) -> list[str]:
     """Those of the last of the batches, which follow each other as in the log."""
     async with listened(database) as (store, told):
         await store.create_offset(PLACE, StoredOffset("cluster", 0))
-        service, memory, mark, start = ConversationService(store), Memory(remembered), 0, 0
+        service, cache, mark, start = ConversationService(store), ConversationCache(cached), 0, 0
         for events in batches:
-            batch = Batch(events, Progress(PLACE, start, start + len(events), mark), memory=memory)
+            batch = Batch(events, Progress(PLACE, start, start + len(events), mark), cache=cache)
             told.clear()
             await service.consume(batch, asyncio.sleep)
             assert batch.progress is not None
@@ -89,14 +89,14 @@ async def test_a_batch_of_messages_takes_six_statements(database: str, count: in
 
 
 @pytest.mark.parametrize("count", [1, 3000])
-@pytest.mark.parametrize(("remembered", "reading"), [(6000, ["look"]), (0, ["look", "load", "look"])])
+@pytest.mark.parametrize(("cached", "reading"), [(6000, ["look"]), (0, ["look", "load", "look"])])
 async def test_a_first_attempt_takes_eleven_statements_at_most(
-    database: str, count: int, remembered: int, reading: list[str]
+    database: str, count: int, cached: int, reading: list[str]
 ) -> None:
     old: Iterable[Event] = (close(at=NOW - HOUR, conversation_id=f"c-{number}") for number in range(count))
     new: Iterable[Event] = (message(at=NOW, conversation_id=f"new-{number}") for number in range(count))
 
-    told = await statements_of(database, [*old], [*messages(count, NOW), *new], remembered=remembered)
+    told = await statements_of(database, [*old], [*messages(count, NOW), *new], cached=cached)
 
     writing = ["update", "insert", "archive", "copy conversation_event", "copy transition_outbox"]
     assert told == ["BEGIN", "advance", *reading, *writing, "COMMIT"]

@@ -11,6 +11,7 @@ from consumer import worker
 from consumer.lifecycle import rules
 from consumer.offsets import Progress
 from consumer.service import cache, service
+from consumer.service.batch import Batch
 from consumer.service.ports import Decided, Locking, Lost
 from tests import fakes
 from tests.checker.planted import resumed
@@ -59,11 +60,11 @@ class RetryWithoutRedeciding(fakes.MemoryStore):
 Plant = Callable[[], AbstractContextManager[None]]
 Worker, Service = worker.PartitionWorker, service.ConversationService
 Store = fakes.MemoryStore
-EARLY_OFFSET = """self._store.attempt({}, progress, locking, {}) as attempt:
+EARLY_OFFSET = """self._store.attempt({}, step, locking, {}) as attempt:
             await attempt.save(Decided(attempt.snapshot.now, ()))
         async with self._store.attempt(events, None, locking, {}) as attempt:"""
 EARLY_READ = """async with self.transaction() as early:
-        early_snapshot = await self.load(events, early, remembered)
+        early_snapshot = await self.load(events, early, cached)
     async with self.transaction(progress) as transaction:"""
 GUARD = "(stored.next_offset, stored.mark) == (progress.start, progress.mark)"
 LOAD, KNOWN = 'await transaction.statement("load")', "known = {key: self._known(key, events) for key in current}"
@@ -73,7 +74,7 @@ MUTANTS: dict[str, Plant] = {
         Service,
         "_transact",
         (
-            "self._store.attempt(events, progress, locking, batch.memory.of(events)) as attempt:",
+            "self._store.attempt(events, step, locking, batch.cache.lookup(events)) as attempt:",
             EARLY_OFFSET,
         ),
     ),
@@ -87,17 +88,20 @@ MUTANTS: dict[str, Plant] = {
         rewritten,
         Worker,
         "_process",
-        ("await self._bury(bad)\n", "\n"),
-        ("self._source.applied(progress.end)", "self._source.applied(progress.end)\n        await self._bury(bad)"),
+        ("await self._dead_letter(bad)\n", "\n"),
+        (
+            "self._source.applied(progress.end)",
+            "self._source.applied(progress.end)\n        await self._dead_letter(bad)",
+        ),
     ),
-    "refused event buried after the offset": partial(
-        rewritten, Service, "_run", ("bool(batch.refused) and not batch.buried", "False")
+    "refused event dead-lettered after the offset": partial(
+        rewritten, Batch, "step", (" and not self.awaits_dead_letters", "")
     ),
     "part of a batch moves the offset": partial(
-        rewritten, Service, "_apply_halves", ("patience, hold=True)", "patience, hold=False)")
+        rewritten, Batch, "step", ("writing == self.outcomes.count(None)", "True")
     ),
     "rewind of an idle partition not noticed": partial(
-        rewritten, Worker, "_look_for_a_rewind", ("if stored is None or", "if False and")
+        rewritten, Worker, "_check_for_rewind", ("if stored is None or", "if False and")
     ),
     "priority compared with <=": partial(
         rewritten,
@@ -129,7 +133,7 @@ MUTANTS: dict[str, Plant] = {
         Store,
         "attempt",
         ("async with self.transaction(progress) as transaction:", EARLY_READ),
-        ("await self.load(events, transaction, remembered)", "early_snapshot"),
+        ("await self.load(events, transaction, cached)", "early_snapshot"),
     ),
     "ids read before rows": partial(
         rewritten,
@@ -138,8 +142,8 @@ MUTANTS: dict[str, Plant] = {
         (LOAD, f"{KNOWN.replace('current', 'events')}; {LOAD}"),
         (f"    {KNOWN}", ""),
     ),
-    "memory that outlives a rewind": partial(
-        rewritten, cache.Memory, "forget", ("self._conversations.clear()", "pass")
+    "cache that outlives a rewind": partial(
+        rewritten, cache.ConversationCache, "clear", ("self._conversations.clear()", "pass")
     ),
     "alarm that rings once": partial(rewritten, Store, "_ring", ("now + pause", "now + timedelta(days=9)")),
 }
