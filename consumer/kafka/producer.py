@@ -14,10 +14,12 @@ from aiokafka.errors import (
 
 from consumer.errors import PartitionStoppedError
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments
-from consumer.records import DeadLetter
+from consumer.records import DeadLetter, Record
 from consumer.settings import KafkaSettings
 
 HEADER = "__consumer.errors."
+FACTS = ("topic", "partition", "offset", "timestamp", "group", "reason", "error")
+"""The headers that a dead letter gets after its own, in their order."""
 INFLATED = 64
 """How many times its compressed size a record may have."""
 
@@ -56,6 +58,12 @@ class KafkaProducer:
             sent = [await self._send(topic, key, value) for key, value in records]
             await asyncio.gather(*sent)
 
+    async def send_records(self, records: Iterable[Record]) -> None:
+        """Sends records to their topics as they are, partitioned by murmur2 of the key. Raises `UnavailableError`."""
+        with classified():
+            sent = [await self._send(record.topic, record.key, record.value, record.headers) for record in records]
+            await asyncio.gather(*sent)
+
     async def send(self, letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         with classified():
@@ -71,16 +79,9 @@ class KafkaProducer:
     async def _enqueue(self, letter: DeadLetter) -> Any:
         """The future of its acknowledgement."""
         record = letter.record
-        facts = {
-            "topic": record.topic,
-            "partition": record.partition,
-            "offset": record.offset,
-            "timestamp": record.timestamp,
-            "group": self._settings.group_id,
-            "reason": letter.reason,
-            "error": letter.error,
-        }
-        headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts.items())]
+        place = (record.topic, record.partition, record.offset, record.timestamp)
+        facts = zip(FACTS, (*place, self._settings.group_id, letter.reason, letter.error), strict=True)
+        headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts)]
         return await self._send(self._settings.dead_letter_topic, record.key, record.value, headers)
 
     async def _send(

@@ -16,7 +16,7 @@ from consumer.lifecycle.model import (
 
 
 class Draft:
-    """A conversation while events are applied to it, and the rows that tell what they did. Never leaves the lifecycle."""
+    """A conversation while events are applied to it, and the rows of what they did. Never leaves the lifecycle."""
 
     __slots__ = ("conversation_id", "rows", "sessions", "version")
 
