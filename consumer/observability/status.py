@@ -31,7 +31,7 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class ReplicaStatus:
     """Since the replica started. No ids of conversations or events."""
 
     version: str
@@ -50,7 +50,7 @@ class Status:
         return self.conflicts / attempts if attempts else 0.0
 
 
-def read_status(samples: Sequence[Sample]) -> Status:
+def read_status(samples: Sequence[Sample]) -> ReplicaStatus:
     """The status behind a scrape."""
     lags = [sample for sample in samples if sample.name == "conversation_lag_records"]
     partitions = [
@@ -65,7 +65,7 @@ def read_status(samples: Sequence[Sample]) -> Status:
     letters = [sample for sample in samples if sample.name == "conversation_dead_letters_total" and sample.value]
     operations = total(samples, "conversation_operation_retries_count")
     builds = [sample.labels["version"] for sample in samples if sample.name == "conversation_build_info"]
-    return Status(
+    return ReplicaStatus(
         version=builds[0] if builds else "",
         partitions=tuple(sorted(partitions, key=lambda p: (p.topic, p.partition))),
         events=int(total(samples, "conversation_events_total")),
@@ -78,7 +78,7 @@ def read_status(samples: Sequence[Sample]) -> Status:
     )
 
 
-def as_json(status: Status, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> dict[str, object]:
+def as_json(status: ReplicaStatus, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> dict[str, object]:
     return {
         "version": status.version,
         "ready": not not_ready,
@@ -102,7 +102,7 @@ def as_json(status: Status, not_ready: Sequence[str], last_dead_letters: Sequenc
     }
 
 
-def as_html(status: Status, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> str:
+def as_html(status: ReplicaStatus, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> str:
     """The same as a page."""
     figures = [
         ("events", f"{status.events:,}"),

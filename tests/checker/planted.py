@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from consumer import settings
-from consumer.commands import root as cli
+from consumer.commands.replica import consume
 from consumer.errors import UnavailableError
 from consumer.lifecycle.model import Change, Conversation
 from consumer.observability import logs
@@ -128,10 +128,9 @@ OF_THE_OTHERS = {"guard": "no-guard"}
 
 
 def main(bug: str) -> None:
-    setattr(cli, PostgresStore.__name__, BUGS[bug]())
     found = settings.load()
     logs.configure(found.log)
-    asyncio.run(cli.consume(found))
+    asyncio.run(consume(found, BUGS[bug]()))
 
 
 if __name__ == "__main__":

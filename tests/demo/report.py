@@ -10,7 +10,7 @@ from rich.table import Table
 
 from consumer.lifecycle.model import Kind, Outcome
 from consumer.observability.metrics import INVALID, Sample, total
-from consumer.observability.status import Status, read_status
+from consumer.observability.status import ReplicaStatus, read_status
 from tests.checker.verdicts import Verdict
 from tests.demo.naive import NaiveWriter
 from tests.demo.races import RACES, Score
@@ -34,7 +34,7 @@ class Scene:
 
     at: float
     sent: int
-    ours: Status
+    ours: ReplicaStatus
     ours_lost: int
     naive_applied: int
     naive_lost: int

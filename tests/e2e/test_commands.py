@@ -13,6 +13,7 @@ import pytest
 from consumer.decoding import as_record
 from consumer.lifecycle.model import Status
 from consumer.postgres import migrations
+from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, close, message
 from tests.conftest import aged, opened
@@ -93,9 +94,7 @@ class TestMigrate:
             _, after, _ = await command(group, "migrate", "status", CONSUMER_DATABASE__URL=empty)
 
         assert code == 0
-        assert before.startswith(
-            f"database nothing, this build {migrations.head()}, needed {migrations.REQUIRED_REVISION}"
-        )
+        assert before.startswith(f"database nothing, this build {migrations.head()}, needed {REQUIRED_REVISION}")
         assert after.startswith(f"database {migrations.head()}, this build {migrations.head()}")
 
     async def test_replicas_may_migrate_at_once(self, group: Group, stack: Services) -> None:

@@ -24,6 +24,7 @@ from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres import migrations
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
+from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.batch import Batch
 from consumer.service.ports import NONE, Conversations, EventsById, Locking
 from consumer.service.service import ConversationService, RetryPolicy
@@ -355,7 +356,7 @@ class TestSchema:
         assert "CREATE TABLE conversation_event" in migrations.upgrade_sql()
 
     async def test_the_newest_revision_is_enough_for_this_build(self, store: PostgresStore) -> None:
-        assert await store.schema_revision() == migrations.head() >= migrations.REQUIRED_REVISION
+        assert await store.schema_revision() == migrations.head() >= REQUIRED_REVISION
 
     async def test_the_view_has_all_sessions(self, store: PostgresStore, database: str) -> None:
         await apply(store, message(at=NOW - HOUR), close(at=NOW - MINUTE), message(at=NOW))

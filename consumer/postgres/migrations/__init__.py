@@ -9,9 +9,6 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-REQUIRED_REVISION = "0004"
-"""The oldest schema that this build runs on. Revisions are numbers: later ones compare greater."""
-
 
 def upgrade(url: str) -> None:
     """Brings the database to the newest revision; does nothing where it is there."""
