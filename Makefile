@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test simulate mutation mutmut fuzz bench bench-quick profile lint ci lock schemas docs image clean
+.PHONY: help install demo services test simulate mutation mutmut fuzz bench bench-quick profile lint ci lock schemas docs image clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 SEED ?= 0
@@ -27,6 +27,9 @@ $(INSTALLED): requirements-uv.lock requirements-dev.lock pyproject.toml
 
 demo: install ## real Kafka, real PostgreSQL, rival writers: watch nothing get lost (DEMO=options)
 	$(BIN)/python -m tests.demo $(DEMO)
+
+services: install ## Kafka and PostgreSQL to play with, until Ctrl-C
+	@$(BIN)/python -m tests.stack
 
 test: install ## run all tests on real services
 	$(BIN)/pytest

@@ -16,10 +16,10 @@ from consumer.postgres import migrations
 from consumer.settings import KafkaSettings, PolicySettings
 from tests.checker.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
 from tests.demo.naive import CREATE
+from tests.stack.broker import delete
 from tests.stack.database import APPLIED, execute, new_database
 from tests.stack.replica import Replica
 from tests.stack.services import Services
-from tests.stack.topic import delete
 
 PARTITIONS = 4
 REPLICAS = 2
@@ -66,12 +66,12 @@ class Stage:
         policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT}
         return policy | {
             "CONSUMER_DATABASE__URL": self.database,
-            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(SESSION_SECONDS / 2),
+            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds / 2),
             "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
             "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
             "CONSUMER_KAFKA__TOPICS": self.topic,
             "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
-            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(SESSION_SECONDS),
+            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds),
         }
 
     async def until_applied(self, records: int) -> None:
@@ -92,6 +92,7 @@ async def staged(found: Services, bug: str | None) -> AsyncIterator[Stage]:
         group_id=name,
         topics=(f"{name}.events",),
         dead_letter_topic=f"{name}.dead-letter",
+        session_timeout_seconds=await found.session_seconds(SESSION_SECONDS),
     )
     with tempfile.TemporaryDirectory(prefix="demo-") as logs:
         async with new_database(found.postgres, "demo") as database, admin(kafka) as client:
@@ -113,7 +114,7 @@ async def running(stage: Stage) -> AsyncIterator[list[Replica]]:
         await Replica(stage.settings, stage.logs / f"replica-{number}.log", *_module(stage.bug, number)).start()
         for number in range(REPLICAS)
     ]
-    waking = asyncio.create_task(_wake_the_frozen(replicas))
+    waking = asyncio.create_task(_wake_the_frozen(replicas, stage.kafka.session_timeout_seconds))
     try:
         await until_all_ready(replicas)
         yield replicas
@@ -138,11 +139,11 @@ async def until_all_ready(replicas: list[Replica]) -> None:
                 await asyncio.sleep(POLL_SECONDS)
 
 
-async def _wake_the_frozen(replicas: list[Replica]) -> None:
+async def _wake_the_frozen(replicas: list[Replica], session_seconds: float) -> None:
     """A replica that stopped itself is woken after its session has ended and another has gone on in its place."""
     while True:
         await asyncio.sleep(POLL_SECONDS)
         for replica in replicas:
             if replica.is_frozen:
-                await asyncio.sleep(2 * SESSION_SECONDS)
+                await asyncio.sleep(2 * session_seconds)
                 replica.send(signal.SIGCONT)

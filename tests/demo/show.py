@@ -94,7 +94,7 @@ class Cast:
 def main(console: Console, plan: Plan) -> bool:
     """Plays once; whether every invariant held. Raises `DevstackError` where services cannot be had."""
     with services() as found:
-        console.print(found.how, highlight=False)
+        console.print(found.origin, highlight=False)
         return asyncio.run(demo(found, console, plan))
 
 

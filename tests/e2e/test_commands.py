@@ -18,9 +18,9 @@ from consumer.service.service import ConversationService
 from tests.builders import HOUR, close, message
 from tests.conftest import aged, opened
 from tests.e2e.conftest import Group, until
+from tests.stack.broker import delete, read_all
 from tests.stack.database import execute, new_database
 from tests.stack.services import Services
-from tests.stack.topic import delete, read_all
 
 NOW = datetime.now(UTC)
 

@@ -13,8 +13,8 @@ from consumer.kafka.producer import HEADER, KafkaProducer
 from consumer.records import DeadLetter, Record
 from consumer.settings import KafkaSettings
 from schemas import Reason
+from tests.stack.broker import delete, read_all
 from tests.stack.services import Services
-from tests.stack.topic import delete, read_all
 
 HEADERS = (("trace", b"\xff\x00"), (HEADER + "reason", b"of somebody else"))
 
