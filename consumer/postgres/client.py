@@ -7,6 +7,17 @@ import asyncpg
 
 from consumer.settings import DatabaseSettings
 
+
+class Connector:
+    """Makes connections as the store uses them."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
+
+    async def __call__(self) -> asyncpg.Connection:
+        return await connected(self._settings)
+
+
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 

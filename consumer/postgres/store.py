@@ -7,13 +7,9 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.errors import (
-    ConnectionLostError,
-    UnavailableError,
-)
+from consumer.errors import UnavailableError
 from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
@@ -29,8 +25,7 @@ from consumer.postgres.attempt import (
     partition_key,
     session_from_row,
 )
-from consumer.postgres.client import connected
-from consumer.postgres.errors import classified
+from consumer.postgres.pool import Pool, create_engine
 from consumer.service.ports import NONE, Conversations, EventsById, Locking
 from consumer.settings import DatabaseSettings
 from consumer.ticker import Alarm
@@ -67,24 +62,16 @@ class PostgresStore:
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics | None = None) -> None:
         self._engine = engine
+        self._pool = Pool(engine)
         self._metrics = metrics or Metrics()
-        self._metrics.db_pool_connections.labels("in_use").set_function(lambda: _pool(engine).checkedout())
-        self._metrics.db_pool_connections.labels("idle").set_function(lambda: _pool(engine).checkedin())
+        self._metrics.db_pool_connections.labels("in_use").set_function(lambda: self._pool.in_use)
+        self._metrics.db_pool_connections.labels("idle").set_function(lambda: self._pool.idle)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: DatabaseSettings, metrics: Metrics | None = None) -> AsyncIterator["PostgresStore"]:
         """A store with a pool of its own, closed at the end. Nothing is connected until it is used."""
-        engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=lambda: connected(settings),
-            pool_size=settings.writers + 1,
-            max_overflow=0,
-            pool_timeout=settings.command_timeout_seconds,
-            isolation_level="AUTOCOMMIT",
-            # Nothing is left to roll back: every transaction is a block of the driver's.
-            pool_reset_on_return=None,
-        )
+        engine = create_engine(settings)
         try:
             yield cls(engine, metrics)
         finally:
@@ -199,24 +186,13 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _connection(self, operation: str) -> AsyncIterator[asyncpg.Connection]:
-        """One of the pool; each statement commits for itself, unless in a transaction. Errors are classified."""
+        """See `Pool.connection`. The time that it is held is measured."""
         started = time.perf_counter()
         try:
-            with classified():
-                async with self._engine.connect() as pooled:
-                    yield (await pooled.get_raw_connection()).driver_connection
-        except ConnectionLostError:
-            # Not closed one by one: each would wait for a server that may not answer.
-            await self._engine.dispose(close=False)
-            raise
+            async with self._pool.connection() as connection:
+                yield connection
         finally:
             self._metrics.db_transaction.labels(operation).observe(time.perf_counter() - started)
-
-
-def _pool(engine: AsyncEngine) -> sa.QueuePool:
-    """The pool of now: an outage replaces it."""
-    assert isinstance(engine.pool, sa.QueuePool)
-    return engine.pool
 
 
 def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:
