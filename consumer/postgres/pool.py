@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.util import greenlet_spawn
 
 from consumer.errors import ConnectionLostError, TooSlowError, UnavailableError
-from consumer.postgres.client import Connector
+from consumer.postgres.client import UNPREPARED, Connector
 from consumer.postgres.errors import classified
 from consumer.settings import DatabaseSettings
 
@@ -21,6 +21,7 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     return create_async_engine(
         "postgresql+asyncpg://",
         async_creator=Connector(settings),
+        connect_args=UNPREPARED,
         pool_size=settings.writers + 1,
         max_overflow=0,
         pool_timeout=settings.command_timeout_seconds,

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.errors import UnavailableError
+from consumer.errors import ConfigurationError, UnavailableError
 from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
@@ -25,6 +25,7 @@ from consumer.postgres.attempt import (
     partition_key,
     session_from_row,
 )
+from consumer.postgres.client import set_for_transaction
 from consumer.postgres.pool import Pool, create_engine
 from consumer.service.ports import NONE, Conversations, EventsById, Locking
 from consumer.settings import DatabaseSettings
@@ -124,7 +125,7 @@ class PostgresStore:
         try:
             async with self._connection("load") as connection:
                 await connection.execute("SELECT 1")
-        except UnavailableError:
+        except (UnavailableError, ConfigurationError):
             return False
         return True
 
@@ -180,6 +181,7 @@ class PostgresStore:
     async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[asyncpg.Connection]:
         """A transaction under the guard of `progress`. It is never cancelled: workers stop between batches."""
         async with self._connection(operation) as connection, connection.transaction():
+            await set_for_transaction(connection)
             if progress is not None:
                 await advance_offset(connection, progress)
             yield connection

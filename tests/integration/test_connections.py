@@ -171,10 +171,11 @@ class TestHalfOpenNetwork:
         address = urlsplit(database)
         assert address.hostname is not None
         assert address.port is not None
-        limits = {"connect_timeout_seconds": 0.3, "statement_timeout_seconds": 0.2, "command_timeout_seconds": 0.3}
         async with Proxy.open(address.hostname, address.port) as network, observer(database) as server:
             through = address._replace(netloc=f"{address.username}@127.0.0.1:{network.port}").geturl()
-            async with opened(through, **limits) as store:
+            async with opened(
+                through, connect_timeout_seconds=0.3, statement_timeout_seconds=0.2, command_timeout_seconds=0.3
+            ) as store:
                 async with busy(store):
                     for _ in range(4):
                         network.fall_silent()
