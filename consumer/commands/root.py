@@ -209,8 +209,9 @@ def migrate(context: typer.Context) -> None:
 @migrate_app.command("up")
 def migrate_up() -> None:
     """Bring the database to the newest schema."""
-    migrations.upgrade(configuration.load().database.url.get_secret_value())
-    out.print(f"schema at {migrations.head()}")
+    revision, newest = migrations.upgrade(configuration.load().database.url.get_secret_value()), migrations.head()
+    newer = "" if revision == newest else f", newer than the {newest} of this build: nothing to do"
+    out.print(f"schema at {revision}{newer}", highlight=False)
 
 
 @migrate_app.command("status")

@@ -46,7 +46,7 @@ _OF_POOLERS = {
     "no such database": f"add it to PgBouncer's [databases], or check {_URL}",
     "no such user": f"add it to PgBouncer's auth_file, or check {_URL}",
 }
-"""PgBouncer reports nearly everything as a protocol violation (08P01): its message tells what is meant."""
+"""PgBouncer reports nearly everything as an error of the connection: only its message tells what is meant."""
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def _remedy(state: str, cause: BaseException) -> str:
     if state in _MISCONFIGURED:
         return _MISCONFIGURED[state]
     of_pooler = (remedy for words, remedy in _OF_POOLERS.items() if words in str(cause))
-    return next(of_pooler, "") if state == "08P01" else ""
+    return next(of_pooler, "") if state.startswith("08") else ""
 
 
 def _unconnected(error: OSError, server: str) -> ConsumerError:

@@ -1,4 +1,4 @@
-"""What only PostgreSQL can show: row locks, refused values, the alarm, the schema."""
+"""What only PostgreSQL can show: row locks, refused values, timers, outages."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,6 @@ from consumer.errors import (
 from consumer.lifecycle.model import Author, Event, Outcome, Policy, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
-from consumer.postgres import migrations
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
 from consumer.service.batch import Batch
@@ -338,38 +337,6 @@ class TestTransitions:
             ("c-1", 1, 1, None, "pending", "user", None, NOW - MINUTE),
             ("c-1", 1, 3, "pending", "agent_closed", "agent-7", "done", NOW),
         ]
-
-
-class TestSchema:
-    def test_the_migrations_end_in_the_tables_of_the_code(self, template: str) -> None:
-        migrations.check(template)
-
-    async def test_migrating_again_changes_nothing(self, store: PostgresStore, database: str) -> None:
-        await apply(store, message(at=NOW))
-
-        await asyncio.to_thread(migrations.upgrade, database)
-
-        assert (await store.conversation("c-1"))[1] == 1
-
-    def test_the_statements_can_be_printed_for_an_administrator(self) -> None:
-        assert "CREATE TABLE conversation_event" in migrations.upgrade_sql()
-
-    async def test_the_newest_revision_is_enough_for_this_build(self, store: PostgresStore) -> None:
-        assert await store.schema_revision() == migrations.head() >= migrations.REQUIRED_REVISION
-
-    async def test_the_view_has_all_sessions(self, store: PostgresStore, database: str) -> None:
-        await apply(store, message(at=NOW - HOUR), close(at=NOW - MINUTE), message(at=NOW))
-
-        found = await rows(database, "SELECT session, status FROM conversation_session ORDER BY session")
-
-        assert found == [(1, "agent_closed"), (2, "pending")]
-
-    async def test_ids_sort_by_byte(self, store: PostgresStore, database: str) -> None:
-        await apply(store, *(message(at=NOW, conversation_id=key) for key in ("b", "A", "a", "B")))
-
-        found = await rows(database, "SELECT conversation_id FROM conversation ORDER BY 1")
-
-        assert [key for (key,) in found] == ["A", "B", "a", "b"]
 
 
 class TestOutages:
