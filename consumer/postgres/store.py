@@ -1,15 +1,16 @@
 """The store: stored offsets, timers, reports, pruning, and the attempts of the service."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.errors import ConfigurationError, UnavailableError
+from consumer.errors import ConfigurationError, ContentionError, UnavailableError
 from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
@@ -26,8 +27,9 @@ from consumer.postgres.attempt import (
     session_from_row,
 )
 from consumer.postgres.client import set_for_transaction
+from consumer.postgres.locks import find_holder
 from consumer.postgres.pool import Pool, create_engine
-from consumer.service.ports import NONE, Conversations, EventsById, Locking
+from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
 from consumer.ticker import Alarm
 
@@ -56,6 +58,8 @@ _PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
 _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
+
+_LOOK_UP_SECONDS = 0.9
 
 
 class PostgresStore:
@@ -156,6 +160,20 @@ class PostgresStore:
         sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
         async with self._connection("load") as connection:
             return [(_history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
+
+    async def lock_holder(self, conversation_id: str) -> LockHolder | None:
+        """Who holds the row of a conversation, or is inserting it; null if nobody does. Takes a second at most.
+
+        Raises `UnavailableError`, never because the row is held.
+        """
+        with suppress(TimeoutError, ContentionError):
+            async with (
+                asyncio.timeout(_LOOK_UP_SECONDS),
+                self._connection("load") as waiting,
+                self._connection("load") as watching,
+            ):
+                return await find_holder(waiting, watching, conversation_id)
+        return None
 
     async def history_size(self) -> tuple[int, int]:
         """Pages of the history's table, and bytes of a page."""

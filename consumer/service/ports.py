@@ -69,3 +69,17 @@ class Store(Protocol):
         `remembered`, *then* which events are known, and now; older sessions where an event may belong to one. What was
         read outside the guard might be of a time that a rewind has undone.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """A process of the database that holds the row of a conversation.
+
+    `since` is the start of its transaction. It is null, and `state` empty, where the database user may not see them.
+    """
+
+    pid: int
+    application: str
+    user: str
+    since: datetime | None
+    state: str
