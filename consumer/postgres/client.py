@@ -14,7 +14,7 @@ UNPREPARED = {"prepared_statement_name_func": str}
 """Argument for SQLAlchemy: its own statements get no name, so that they may pass through a pooler."""
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _SAME_PLAN = {"jit": "off", "enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
-"""Every statement looks its rows up by key, whatever the statistics say of a table that has just begun to grow."""
+"""Every statement looks its rows up by key, also while the statistics of a new table still call it empty."""
 
 
 class StoreConnection(asyncpg.Connection):  # type: ignore[misc]
@@ -44,9 +44,9 @@ class Connector:
             connection = await self._connect()
         try:
             with classified():
-                # The driver's own way takes twice as long, and times are most of what is written.
+                # The driver's own codec takes twice as long, and times are most of what is written.
                 await connection.set_type_codec(
-                    "timestamptz", schema="pg_catalog", encoder=_ticks, decoder=_moment, format="tuple"
+                    "timestamptz", schema="pg_catalog", encoder=_encode_time, decoder=_decode_time, format="tuple"
                 )
         except BaseException:
             connection.terminate()
@@ -109,14 +109,14 @@ def _parameters(settings: DatabaseSettings) -> dict[str, str]:
     }
 
 
-def _ticks(at: datetime) -> tuple[int]:
+def _encode_time(at: datetime) -> tuple[int]:
     """A time as PostgreSQL keeps it: microseconds since 2000."""
     since = at - _POSTGRES_EPOCH
     return (since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds,)
 
 
-def _moment(ticks: tuple[int]) -> datetime:
-    return _POSTGRES_EPOCH + timedelta(microseconds=ticks[0])
+def _decode_time(at: tuple[int]) -> datetime:
+    return _POSTGRES_EPOCH + timedelta(microseconds=at[0])
 
 
 def _milliseconds(seconds: float) -> str:

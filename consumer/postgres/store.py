@@ -36,7 +36,7 @@ from consumer.ticker import Alarm
 _STORED_OFFSET = f"SELECT cluster_id, next_offset, mark FROM kafka_offset WHERE {OF_PARTITION}"
 _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
 _DEADLINE = "LEAST(idle_at, expires_at)"
-_RING = f"""
+_TAKE_DUE_TIMERS = f"""
     UPDATE conversation AS c SET wake_at = CASE
         WHEN due.deadline >= due.now THEN due.deadline
         ELSE due.now + LEAST(GREATEST(due.now - due.deadline, interval '60 s'), interval '15 min') END
@@ -49,9 +49,9 @@ _OVERDUE = f"""
     SELECT count(*) FROM conversation
     WHERE wake_at < now() + interval '15 min' AND {_DEADLINE} < now() - interval '60 s'"""
 _HISTORY_SIZE = "SELECT pg_relation_size('conversation_event'), current_setting('block_size')::int"
-# By page: rows of the history never move, so each is seen once, and no insert pays for an index. Not even a BRIN would
-# serve: new rows fill the space that pruning frees, and soon every page range holds rows of every age.
-# By `recorded_at`: a row written after its record entered the log outlasts the record; an event may be dated at will.
+# By page: rows of the history never move, so each is visited once, and no insert pays for an index. A BRIN index would
+# not help: new rows fill the space that pruning frees, and soon every range of pages holds rows of every age.
+# By `recorded_at`: a record enters the log before its row is recorded, so the row outlasts it. Events are dated freely.
 _OLD = "FROM conversation_event WHERE ctid >= $1 AND ctid < $2 AND recorded_at < $3"
 _COUNT_OLD = f"SELECT count(*) {_OLD}"
 _PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
@@ -92,12 +92,12 @@ class PostgresStore:
             yield PostgresAttempt(connection, await load(connection, events, remembered), progress, locking)
 
     async def ring(self, limit: int) -> list[Alarm]:
-        """See `ticker.Alarms`. Rows that somebody else holds are left to ring again."""
+        """See `ticker.Alarms`. A timer whose row somebody else locks is left for the next call."""
         async with self._transaction("ring", None) as connection:
-            return [Alarm(*row) for row in await connection.fetch(_RING, limit)]
+            return [Alarm(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit)]
 
     async def overdue(self) -> int:
-        """See `ticker.Alarms`. What is overdue has an alarm within the next quarter of an hour."""
+        """See `ticker.Alarms`. A deadline that is overdue has its timer within the next quarter of an hour."""
         async with self._connection("load") as connection:
             return int(await connection.fetchval(_OVERDUE))
 
@@ -107,12 +107,12 @@ class PostgresStore:
         return StoredOffset(*row) if row else None
 
     async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
-        """Makes the row at a partition's first assignment; one that is there stays as it is."""
+        """Inserts the row at a partition's first assignment. A row that exists stays as it is."""
         async with self._transaction("save", None) as connection:
             await connection.execute(_CREATE_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
 
     async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
-        """All of them, by group, topic and partition."""
+        """The offsets of all groups, by group, topic and partition."""
         sql = (
             "SELECT consumer_group, topic, partition, cluster_id, next_offset, mark FROM kafka_offset ORDER BY 1, 2, 3"
         )
@@ -120,12 +120,12 @@ class PostgresStore:
             return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await connection.fetch(sql)]
 
     async def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
-        """An operator's decision: where the partition goes on, whatever was stored."""
+        """Sets where the partition goes on, whatever was stored: an operator's decision."""
         async with self._transaction("save", None) as connection:
             await connection.execute(_SET_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
 
     async def answers(self) -> bool:
-        """Whether the database can be reached now."""
+        """Whether the database can be used now."""
         try:
             async with self._connection("load") as connection:
                 await connection.execute("SELECT 1")
@@ -134,13 +134,13 @@ class PostgresStore:
         return True
 
     async def now(self) -> datetime:
-        """The clock that all decisions go by."""
+        """The database's clock, which all decisions go by."""
         async with self._connection("load") as connection:
             at: datetime = await connection.fetchval("SELECT clock_timestamp()")
             return at
 
     async def schema_revision(self) -> str | None:
-        """The newest migration applied; null on a database without any."""
+        """The newest migration that was applied; null on a database without any."""
         async with self._connection("load") as connection:
             if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
                 return None
@@ -155,7 +155,7 @@ class PostgresStore:
         return sessions, current[0][1] if current else 0
 
     async def history(self, conversation_id: str) -> list[tuple[HistoryRow, datetime]]:
-        """The rows of a conversation with the time they were decided, by version."""
+        """The history rows of a conversation, each with the time of its decision, by version."""
         columns = ", ".join((*HISTORY_COLUMNS, "recorded_at"))
         sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
         async with self._connection("load") as connection:
@@ -187,10 +187,10 @@ class PostgresStore:
             return int(await connection.fetchval(_COUNT_OLD, *_bounds(pages), before))
 
     async def prune(self, pages: range, before: datetime) -> int:
-        """Removes the history that lies on these pages of its table and was recorded before a time; how many rows.
+        """Removes the history on these pages of its table that was recorded before a time. Returns how many rows.
 
-        Takes no lock that a writer of conversations waits for. Raises `ContentionError` if another pruning, or somebody
-        who alters the table, is in the way.
+        Takes no lock that a writer of conversations waits for. Raises `ContentionError` while another pruning, or a
+        change of the table, holds a lock.
         """
         async with self._transaction("prune", None) as connection:
             return int(await connection.fetchval(_PRUNE, *_bounds(pages), before))

@@ -2,10 +2,8 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlsplit
 
-import asyncpg
 import pytest
 
 from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
@@ -15,18 +13,11 @@ from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import opened
+from tests.integration.test_postgres import rows
 from tests.stack.database import execute, new_database
 from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
-
-
-async def rows(url: str, sql: str) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(url)
-    try:
-        return [tuple(row) for row in await connection.fetch(sql)]
-    finally:
-        await connection.close()
 
 
 async def set_revision(url: str, revision: str) -> None:
