@@ -64,17 +64,21 @@ class Connector:
         return connection
 
     async def _connect_directly(self) -> StoreConnection | None:
-        """None if there is a pooler in between: it tells its clients process ids of its own making."""
+        """None if there is a pooler in between."""
         try:
             connection = await self._open(self._parameters)
         except asyncpg.ProtocolViolationError as error:
             if REFUSED_PARAMETER in str(error):
                 return None
             raise
-        if await connection.fetchval("SELECT pg_backend_pid()") == connection.get_server_pid():
-            return connection
-        connection.terminate()
-        return None
+        is_direct = False
+        try:
+            # A pooler tells its clients process ids of its own making.
+            is_direct = await connection.fetchval("SELECT pg_backend_pid()") == connection.get_server_pid()
+        finally:
+            if not is_direct:
+                connection.terminate()
+        return connection if is_direct else None
 
     async def _open(self, parameters: Mapping[str, str], statement_cache_size: int = 100) -> StoreConnection:
         connection: StoreConnection = await asyncpg.connect(

@@ -44,6 +44,8 @@ _OF_POOLERS = {
     "not allowed in statement pooling": "set PgBouncer's pool_mode to session or transaction, or have "
     f"{_URL} name PostgreSQL itself",
     "no such database": f"add it to PgBouncer's [databases], or check {_URL}",
+    "authentication failed": f"check user and password in {_URL}, and PgBouncer's auth_file",
+    "does not exist": f"create the database, or check {_URL}",
     "no such user": f"add it to PgBouncer's auth_file, or check {_URL}",
 }
 """PgBouncer reports nearly everything as an error of the connection: only its message tells what is meant."""

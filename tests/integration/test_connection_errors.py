@@ -133,6 +133,8 @@ class TestConfiguration:
         [
             ("unsupported startup parameter: search_path", "add it to PgBouncer's ignore_startup_parameters"),
             ("no such database: d", "add it to PgBouncer's [databases]"),
+            ("SASL authentication failed", f"check user and password in {VARIABLE}, and PgBouncer's auth_file"),
+            ('database "d" does not exist', f"create the database, or check {VARIABLE}"),
             ("no such user: u", "add it to PgBouncer's auth_file"),
         ],
     )
