@@ -1,6 +1,8 @@
 """The schema: what the migrations make of a database, and what they do about one that they cannot change."""
 
 import asyncio
+import os
+import sys
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
@@ -22,6 +24,18 @@ NOW = datetime.now(UTC)
 
 async def set_revision(url: str, revision: str) -> None:
     await execute(url, f"UPDATE alembic_version SET version_num = '{revision}'")
+
+
+async def command(url: str, *arguments: str) -> tuple[int | None, str, str]:
+    """The exit code of a command of `conversation-consumer`, its output and its errors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "consumer", *arguments),
+        env={**os.environ, "CONSUMER_DATABASE__URL": url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, out.decode(), err.decode()
 
 
 async def migrated(url: str) -> str:
@@ -70,11 +84,15 @@ class TestNewerDatabase:
 
         assert await rows(database, "SELECT version_num FROM alembic_version") == [(revision,)]
 
-    async def test_its_revision_is_told(self, database: str) -> None:
+    async def test_the_commands_say_that_it_is_newer(self, database: str) -> None:
         await set_revision(database, "0999")
 
-        async with opened(database) as store:
-            assert await store.schema_revision() == "0999"
+        code, out, _ = await command(database, "migrate")
+        status, report, _ = await command(database, "migrate", "status")
+
+        newest = migrations.head()
+        assert (code, out) == (0, f"schema at 0999, newer than the {newest} of this build: nothing to do\n")
+        assert (status, report.startswith(f"database 0999, this build {newest}")) == (0, True)
 
     async def test_a_database_of_another_program_is_refused(self, database: str) -> None:
         await set_revision(database, "ae1027a6acf")
@@ -97,6 +115,15 @@ class TestFailingMigration:
             assert await rows(empty, "SELECT to_regclass('conversation'), to_regclass('alembic_version')") == [
                 (None, None)
             ]
+
+    async def test_the_command_prints_one_line_and_no_traceback(self, stack: Services) -> None:
+        async with new_database(stack.postgres, "test") as empty:
+            await execute(empty, "CREATE TABLE kafka_offset (mine int)")
+
+            code, out, err = await command(empty, "migrate")
+
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "migration 0001 failed, nothing was changed" in err
 
     async def test_a_user_who_may_not_change_the_schema_is_a_wrong_setting(
         self, stack: Services, database: str
