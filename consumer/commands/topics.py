@@ -21,7 +21,7 @@ def topics(
         int | None, typer.Option(min=1, help=f"Partitions of the input topics.  [default: {PARTITIONS}]")
     ] = None,
     replication: Annotated[
-        int | None, typer.Option(min=1, help="Replicas of each topic.  [default: the broker's]")
+        int | None, typer.Option(min=1, help="Replicas of each topic.  [default: 1]")
     ] = None,
 ) -> None:
     """Create the topics that are missing. Exit code 1 if one that is there is not as asked."""
@@ -43,7 +43,7 @@ async def _ensure(
 ) -> bool:
     """Creates the topic unless it is there; whether it is as asked for."""
     count = 1 if configs else partitions or PARTITIONS
-    if await client.create(topic, count, replication or -1, configs):
+    if await client.create(topic, count, replication or 1, configs):
         out.print(f"{topic}: created", markup=False)
         return True
     there = await client.describe(topic)

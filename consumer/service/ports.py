@@ -47,21 +47,6 @@ class Locking(Enum):
     be locked."""
 
 
-@dataclass(frozen=True, slots=True)
-class LockHolder:
-    """The database session that holds the row of a conversation, and since when its transaction is open."""
-
-    pid: int
-    application: str
-    user: str
-    since: datetime
-    state: str
-
-    def __str__(self) -> str:
-        who = f"{self.application or 'unnamed'}, user {self.user}"
-        return f"process {self.pid} ({who}, {self.state}, transaction open since {self.since:%Y-%m-%d %H:%M:%S})"
-
-
 class Attempt(Protocol):
     """A transaction that has read, and is to `save` what was decided: the offset moves with its commit."""
 
@@ -83,3 +68,22 @@ class Store(Protocol):
         `cached`, *then* which events are known, and now; older sessions where an event may belong to one. What was
         read outside the guard might be of a time that a rewind has undone.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """A process of the database that holds the row of a conversation.
+
+    `since` is the start of its transaction. It is null, and `state` empty, where the database user may not see them.
+    """
+
+    pid: int
+    application: str
+    user: str
+    since: datetime | None
+    state: str
+
+    def __str__(self) -> str:
+        since = f"transaction open since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
+        known = filter(None, (self.application or "unnamed", f"user {self.user}", self.state, since))
+        return f"process {self.pid} ({', '.join(known)})"

@@ -98,16 +98,14 @@ def _moved(change: Change, version: int) -> Change:
 
 
 def plant_version() -> type[PostgresStore]:
-    checked = " AND c.version = n.loaded"
-    assert checked in statements.UPDATE
-    statements.UPDATE = statements.UPDATE.replace(checked, "")
+    assert statements.update_statement(statements.VERSION_GUARD) == statements.UPDATE
+    statements.UPDATE = statements.update_statement("TRUE")
     return PostgresStore
 
 
 def plant_no_guard() -> type[PostgresStore]:
-    checked = " AND next_offset = $4 AND mark = $5"
-    assert checked in statements.ADVANCE
-    statements.ADVANCE = statements.ADVANCE.replace(checked, " AND $4::bigint >= 0 AND $5::bigint >= 0")
+    assert statements.advance_statement(statements.OFFSET_GUARD) == statements.ADVANCE_OFFSET
+    statements.ADVANCE_OFFSET = statements.advance_statement("$4::bigint >= 0 AND $5::bigint >= 0")
     return PostgresStore
 
 

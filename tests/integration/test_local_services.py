@@ -146,10 +146,12 @@ def test_the_services_to_play_with_serve_as_printed_and_leave_nothing_behind() -
         printed = "".join(iter(playing.stdout.readline, "They run, with their data, until Ctrl-C.\n"))
         exports = dict(re.findall(r"export (\w+)=(\S+)", printed))
         consumer = [sys.executable, "-m", "consumer"]
-        for arguments in (["migrate"], ["topics", "--partitions", "2"], ["doctor"]):
-            subprocess.run([*consumer, *arguments], env={**environment, **exports}, check=True)
+        try:
+            for arguments in (["migrate"], ["topics", "--partitions", "2"], ["doctor"]):
+                subprocess.run([*consumer, *arguments], env={**environment, **exports}, check=True, timeout=60)
+        finally:
+            playing.send_signal(signal.SIGINT)
         kafka = urlsplit(f"//{exports['CONSUMER_KAFKA__BOOTSTRAP_SERVERS']}")
-        playing.send_signal(signal.SIGINT)
 
     assert playing.returncode == 0
     assert kafka.port is not None

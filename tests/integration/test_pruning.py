@@ -16,7 +16,8 @@ from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import aged, opened
-from tests.integration.test_postgres import KILL_OTHERS, PLACE, apply, outsider, rows
+from tests.integration.test_outages import KILL_OTHERS
+from tests.integration.test_postgres import PLACE, apply, outsider, rows
 from tests.races import counted
 from tests.stack.database import execute
 
