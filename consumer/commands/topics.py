@@ -20,9 +20,7 @@ def topics(
     partitions: Annotated[
         int | None, typer.Option(min=1, help=f"Partitions of the input topics.  [default: {PARTITIONS}]")
     ] = None,
-    replication: Annotated[
-        int | None, typer.Option(min=1, help="Replicas of each topic.  [default: 1]")
-    ] = None,
+    replication: Annotated[int | None, typer.Option(min=1, help="Replicas of each topic.  [default: 1]")] = None,
 ) -> None:
     """Create the topics that are missing. Exit code 1 if one that is there is not as asked."""
     settings = configuration.load().kafka

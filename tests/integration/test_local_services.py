@@ -128,7 +128,7 @@ class TestResolver:
             assert asyncio.run(found.session_seconds(3)) == 3
 
     def test_the_simulation_and_the_demo_import_no_docker(self) -> None:
-        script = "import sys, tests.simulation.__main__, tests.demo.show; sys.exit('docker' in sys.modules)"
+        script = "import sys, tests.simulation.__main__, tests.demo.demo; sys.exit('docker' in sys.modules)"
 
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
