@@ -1,5 +1,6 @@
 """Errors of the driver, classified once, by SQLSTATE."""
 
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,7 +159,9 @@ def _unconnected(error: OSError, server: str) -> ConsumerError:
             f"{server}: no answer within CONSUMER_DATABASE__CONNECT_TIMEOUT_SECONDS: check the server, and host and "
             f"port in {_URL}"
         )
-    return ConnectionLostError(f"{server}: {error.strerror or error}: check the server, and host and port in {_URL}")
+    # Python's own text repeats the address. The numbers of name resolution are negative, and not the system's.
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+    return ConnectionLostError(f"{server}: {reason}: check the server, and host and port in {_URL}")
 
 
 def _without_password(text: str, url: str) -> str:

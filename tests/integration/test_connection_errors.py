@@ -156,7 +156,7 @@ class TestOutages:
         error = await error_at("postgresql://u:canary-4711@127.0.0.1:1/d")
 
         assert isinstance(error, UnavailableError)
-        assert "PostgreSQL at 127.0.0.1:1" in str(error)
+        assert "PostgreSQL at 127.0.0.1:1: Connection refused: check the server" in str(error)
         assert VARIABLE in str(error)
         assert "canary" not in str(error)
 
