@@ -12,7 +12,7 @@ from consumer.lifecycle.model import Change, Conversation, HistoryRow, Session, 
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.service.ports import NONE, Conversations, Decided, EventsById, LockHolder, Locking, Lost, Snapshot
-from consumer.ticker import Alarm
+from consumer.ticker import DueTimer
 
 LOCK_TIMEOUT_SECONDS = 0.02
 Row = str | Partition
@@ -55,9 +55,9 @@ class MemoryDatabase:
         sessions = {session.number: session for session in (*before.sessions, *change.after.sessions)}
         self.conversations[key] = change.after._replace(sessions=tuple(sessions[n] for n in sorted(sessions)))
         self.rows.setdefault(key, []).extend((row, now) for row in change.rows)
-        alarms = [at for at in (self.wake_at.pop(key, None), session.idle_at, session.expires_at) if at]
+        timers = [at for at in (self.wake_at.pop(key, None), session.idle_at, session.expires_at) if at]
         if session.expires_at is not None:
-            self.wake_at[key] = min(alarms)
+            self.wake_at[key] = min(timers)
 
     async def released(self, seconds: float) -> None:
         """Waits until any lock is released; raises `ContentionError` after that long."""
@@ -185,7 +185,7 @@ class Transaction:
 
 
 class MemoryStore:
-    """`service.Store`, `worker.Offsets` and `ticker.Alarms` of one client of a database in memory."""
+    """`service.Store`, `worker.Offsets` and `ticker.Timers` of one client of a database in memory."""
 
     def __init__(self, database: MemoryDatabase | None = None, statement: Statement = at_once) -> None:
         self.database = database or MemoryDatabase()
@@ -277,20 +277,20 @@ class MemoryStore:
             return None
         return LockHolder(id(holder), "memory", "somebody", self.database.clock(), "active")
 
-    async def ring(self, limit: int) -> Sequence[Alarm]:
+    async def take_due_timers(self, limit: int) -> Sequence[DueTimer]:
         async with self.transaction() as transaction:
-            await transaction.statement("ring")
+            await transaction.statement("due timers")
             now = self.database.clock()
             due = [key for at, key in sorted((at, key) for key, at in self.database.wake_at.items()) if at <= now]
             free = [key for key in due if await transaction.lock(key, patiently=False)][:limit]
-            return [self._ring(transaction, key, now) for key in free]
+            return [self._push_back(transaction, key, now) for key in free]
 
-    def _ring(self, transaction: Transaction, key: str, now: datetime) -> Alarm:
+    def _push_back(self, transaction: Transaction, key: str, now: datetime) -> DueTimer:
         deadline = self.conversations[key].sessions[-1].deadline
         assert deadline is not None
         pause = min(max(now - deadline, timedelta(seconds=60)), timedelta(minutes=15))
         transaction.stage(lambda: self.database.wake_at.update({key: deadline if deadline >= now else now + pause}))
-        return Alarm(key, deadline, now)
+        return DueTimer(key, deadline, now)
 
     async def overdue(self) -> int:
         await self._statement("overdue")

@@ -17,7 +17,7 @@ from consumer.kafka.producer import KafkaProducer
 from consumer.kafka.source import KafkaSource
 from consumer.observability.health import Health
 from consumer.observability.http import serve
-from consumer.observability.metrics import Metrics
+from consumer.observability.metrics import Metrics, Part
 from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService, RetryPolicy
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 async def consume(settings: Settings, store_class: type[PostgresStore] = PostgresStore) -> None:
     """One replica, from its checks to its last commit."""
-    metrics, health = Metrics(settings.kafka.topics), Health()
+    metrics, health = Metrics(settings.kafka.topics, parts=Part.REPLICA), Health()
     metrics.build_info.labels(version("conversation-consumer")).set(1)
     max_record_bytes = await check_topics(settings.kafka)
     async with (
@@ -67,7 +67,7 @@ async def consume(settings: Settings, store_class: type[PostgresStore] = Postgre
 
 async def tick(settings: Settings) -> None:
     """One ticker; several share the work."""
-    metrics, health = Metrics(settings.kafka.topics), Health(joined=True)
+    metrics, health = Metrics(parts=Part.TICKER_PROCESS), Health(joined=True)
     metrics.build_info.labels(version("conversation-consumer")).set(1)
     topic = settings.kafka.topics[0]
     await check_topics(settings.kafka)

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import aiohttp
 import typer
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from consumer.commands.output import out
 from consumer.errors import UnavailableError
@@ -53,11 +55,12 @@ async def scrape(url: str) -> ReplicaStatus:
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session, session.get(address) as answer:
             return read_status(parsed(await answer.text()))
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise UnavailableError(f"{address}: {error or type(error).__name__}") from error
+        raise UnavailableError(f"no answer from {address}: {error or type(error).__name__}") from error
 
 
-async def draw(urls: Sequence[str], before: Before, read: Callable[[str], Awaitable[ReplicaStatus]]) -> Table:
+async def draw(urls: Sequence[str], before: Before, read: Callable[[str], Awaitable[ReplicaStatus]]) -> Group:
     """One round. The names of replicas are folded, never cut: their ends tell them apart."""
+    errors: list[Text] = []
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("replica", overflow="fold", min_width=min(24, max(map(len, urls))))
     for heading in HEADINGS:
@@ -66,11 +69,11 @@ async def draw(urls: Sequence[str], before: Before, read: Callable[[str], Awaita
         try:
             status = await read(url)
         except UnavailableError as error:
-            table.add_row(f"{url}\n[red]{error}")
+            errors.append(Text(str(error), style="red"))
             continue
         table.add_row(url, *_cells(status, before.get(url)))
         before[url] = (time.monotonic(), status.events)
-    return table
+    return Group(table, *errors)
 
 
 def _cells(status: ReplicaStatus, before: tuple[float, int] | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from consumer.observability.health import Health
 from consumer.observability.metrics import Sample, total
 
 PAGE = """<!doctype html>
@@ -78,7 +79,7 @@ def read_status(samples: Sequence[Sample]) -> ReplicaStatus:
     )
 
 
-def as_json(status: ReplicaStatus, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> dict[str, object]:
+def as_json(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> dict[str, object]:
     return {
         "version": status.version,
         "ready": not not_ready,
@@ -98,11 +99,12 @@ def as_json(status: ReplicaStatus, not_ready: Sequence[str], last_dead_letters: 
         "lock_escalations": status.lock_escalations,
         "transitions": status.transitions,
         "dead_letters": status.dead_letters,
-        "last_dead_letter_reasons": list(last_dead_letters),
+        "last_dead_letter_reasons": list(health.last_dead_letters),
+        "blocked": dict(health.blocked),
     }
 
 
-def as_html(status: ReplicaStatus, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> str:
+def as_html(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> str:
     """The same as a page."""
     figures = [
         ("events", f"{status.events:,}"),
@@ -116,7 +118,8 @@ def as_html(status: ReplicaStatus, not_ready: Sequence[str], last_dead_letters: 
         _table("figures", ("since start", ""), figures),
         _table("partitions", ("topic", "partition", "lag", "oldest"), partitions),
         _table("dead-letters", ("dead letters", ""), sorted(status.dead_letters.items())),
-        _table("last-dead-letters", ("last dead letters",), [(reason,) for reason in last_dead_letters]),
+        _table("last-dead-letters", ("last dead letters",), [(reason,) for reason in health.last_dead_letters]),
+        _table("blocked", ("blocked partitions", ""), list(health.blocked.items())),
     ]
     return PAGE.format(
         version=escape(status.version),

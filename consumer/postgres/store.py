@@ -31,7 +31,7 @@ from consumer.postgres.locks import find_holder
 from consumer.postgres.pool import Pool, create_engine
 from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
-from consumer.ticker import Alarm
+from consumer.ticker import DueTimer
 
 _STORED_OFFSET = f"SELECT cluster_id, next_offset, mark FROM kafka_offset WHERE {OF_PARTITION}"
 _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
@@ -91,13 +91,13 @@ class PostgresStore:
                 await connection.fetch(LOCK, list(events))
             yield PostgresAttempt(connection, await load(connection, events, remembered), progress, locking)
 
-    async def ring(self, limit: int) -> list[Alarm]:
-        """See `ticker.Alarms`. A timer whose row somebody else locks is left for the next call."""
-        async with self._transaction("ring", None) as connection:
-            return [Alarm(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit)]
+    async def take_due_timers(self, limit: int) -> list[DueTimer]:
+        """See `ticker.Timers`. A timer whose row somebody else locks is left for the next call."""
+        async with self._transaction("timers", None) as connection:
+            return [DueTimer(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit)]
 
     async def overdue(self) -> int:
-        """See `ticker.Alarms`. A deadline that is overdue has its timer within the next quarter of an hour."""
+        """See `ticker.Timers`. A deadline that is overdue has its timer within the next quarter of an hour."""
         async with self._connection("load") as connection:
             return int(await connection.fetchval(_OVERDUE))
 

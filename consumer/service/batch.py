@@ -15,15 +15,11 @@ DeadLetterRefused = Callable[[Sequence[int]], Awaitable[None]]
 """Dead-letters the refused events at these positions of a batch, and returns when that is acknowledged."""
 
 
-async def leave_refused(refused: Sequence[int]) -> None:
-    """A library call has no dead letters: its caller is told."""
-
-
 class Batch:
     """Events in the order of the log. It can be resumed after any error: what was written is no longer pending.
 
     The offset moves in the transaction that writes the last pending event, once the dead letters of all refused events
-    are acknowledged.
+    are acknowledged. Without `dead_letter` a refused event holds it.
     """
 
     def __init__(
@@ -33,7 +29,7 @@ class Batch:
         *,
         topic: str = DIRECT,
         cache: ConversationCache | None = None,
-        dead_letter: DeadLetterRefused = leave_refused,
+        dead_letter: DeadLetterRefused | None = None,
     ) -> None:
         self.events = tuple(events)
         self.progress = progress
@@ -97,7 +93,9 @@ class Batch:
         return self._dead_lettered < len(self.refused)
 
     async def dead_letter_refused(self) -> None:
-        """Dead-letters the refused events. Called again after an error, it may send the same letters again."""
+        """Dead-letters the refused events, if there is a way to. Called again after an error, it may repeat some."""
+        if self._dead_letter is None:
+            return
         refused = len(self.refused)
         await self._dead_letter(self.refused[self._dead_lettered :])
         self._dead_lettered = refused

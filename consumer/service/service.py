@@ -95,7 +95,7 @@ class ConversationService:
             await self._isolate_refused(batch, batch.everything, limits)
         if batch.awaits_dead_letters:
             await batch.dead_letter_refused()
-            if batch.progress is not None:
+            if batch.progress is not None and not batch.awaits_dead_letters:
                 await self._write(batch, batch.everything, limits)
 
     async def _isolate_refused(self, batch: Batch, part: Sequence[int], limits: "Limits") -> None:

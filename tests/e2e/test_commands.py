@@ -133,7 +133,7 @@ async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group,
 
     assert code == 1
     assert "3 published, 2 rejected" in out
-    assert "line 2: not a JSON object with a subject" in err
+    assert "line 2: not a JSON object" in err
     assert "line 5: schema_violation: data.status: Field required" in err
     records = await read_all(group.kafka, group.topic)
     assert sorted((record.key, record.value) for record in records) == [
@@ -416,7 +416,7 @@ class TestTop:
 
         assert code == 0
         assert "0.00%" in out
-        assert "Connection refused" in out
+        assert "no answer from http://127.0.0.1:1/metrics: Cannot connect" in out
 
 
 class TestDoctor:
@@ -434,9 +434,9 @@ class TestDoctor:
     @pytest.mark.parametrize(
         ("settings", "told"),
         [
-            ({"CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "check CONSUMER_KAFKA__BOOTSTRAP_SERVERS"),
+            ({"CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "CONSUMER_KAFKA__BOOTSTRAP_SERVERS"),
             ({"CONSUMER_KAFKA__TOPICS": "nobody-made-this"}, "run `conversation-consumer topics`"),
-            ({"CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none"}, "check CONSUMER_DATABASE__URL"),
+            ({"CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none"}, "host and port in CONSUMER_DATABASE__URL"),
         ],
     )
     async def test_what_is_missing_comes_with_its_remedy(

@@ -90,7 +90,7 @@ async def test_offsets_timers_and_reads_work_through_it(pooler: PgBouncer, datab
         batch = Batch([message(at=NOW - 49 * HOUR)], Progress(PLACE, 0, 1))
         await ConversationService(store).consume(batch, asyncio.sleep)
 
-        assert [timer.conversation_id for timer in await store.ring(10)] == ["c-1"]
+        assert [timer.conversation_id for timer in await store.take_due_timers(10)] == ["c-1"]
         assert len(await store.history("c-1")) == 1
         assert (await store.stored_offsets())[0][1].next_offset == 1
         assert await store.schema_revision() == migrations.head()

@@ -145,6 +145,6 @@ MUTANTS: dict[str, Plant] = {
     "cache that outlives a rewind": partial(
         rewritten, cache.ConversationCache, "clear", ("self._conversations.clear()", "pass")
     ),
-    "alarm that rings once": partial(rewritten, Store, "_ring", ("now + pause", "now + timedelta(days=9)")),
+    "timer that is due once": partial(rewritten, Store, "_push_back", ("now + pause", "now + timedelta(days=9)")),
 }
 """Name -> how to plant it. Those of the store's stand-in prove the checker; the real store has its own."""
