@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -100,17 +101,24 @@ def _started(container: DockerContainer, image: str) -> Iterator[None]:
 
 
 def _await_kafka(container: DockerContainer, address: str) -> None:
+    """Raises `DevstackError` with what the container printed, if it does not answer in time or ends."""
     deadline = time.monotonic() + START_SECONDS
     while not asyncio.run(_answers(address)):
-        if time.monotonic() > deadline:
-            raise DevstackError(f"{KAFKA_IMAGE} does not answer:\n{container.get_logs()[0].decode()[-2000:]}")
+        container.get_wrapped_container().reload()
+        if time.monotonic() > deadline or container.get_wrapped_container().status != "running":
+            printed = b"".join(container.get_logs()).decode(errors="replace")[-2000:]
+            raise DevstackError(f"{KAFKA_IMAGE} does not answer:\n{printed}")
         time.sleep(0.2)
 
 
 async def _answers(address: str) -> bool:
+    """Whether the broker, not only the engine's port, answers. The client would log each failure."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         async with admin(KafkaSettings(bootstrap_servers=address, request_timeout_seconds=5)) as client:
             await client.cluster_id()
     except UnavailableError:
         return False
+    finally:
+        logging.getLogger("aiokafka").setLevel(logging.NOTSET)
     return True
