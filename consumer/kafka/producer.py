@@ -7,13 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import (
-    KafkaError,
-    MessageSizeTooLargeError,
-)
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from consumer.errors import PartitionStoppedError
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
 from consumer.records import DeadLetter
 from consumer.settings import KafkaSettings
 
@@ -43,8 +40,7 @@ class KafkaProducer:
             max_request_size=INFLATED * max_record_bytes,
         )
         try:
-            with classified():
-                await producer.start()
+            await start(producer, settings)
             yield cls(producer, settings)
         finally:
             with contextlib.suppress(TimeoutError, KafkaError):
@@ -56,11 +52,11 @@ class KafkaProducer:
             sent = [await self._send(topic, key, value) for key, value in records]
             await asyncio.gather(*sent)
 
-    async def send(self, letters: Sequence[DeadLetter]) -> None:
+    async def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         with classified():
             try:
-                sent = [await self._enqueue(letter) for letter in letters]
+                sent = [await self._enqueue(dead_letter) for dead_letter in dead_letters]
                 await asyncio.gather(*sent)
             except MessageSizeTooLargeError as error:
                 topic = self._settings.dead_letter_topic
@@ -68,19 +64,19 @@ class KafkaProducer:
                     f"a dead letter does not fit: raise max.message.bytes of {topic}"
                 ) from error
 
-    async def _enqueue(self, letter: DeadLetter) -> Any:
+    async def _enqueue(self, dead_letter: DeadLetter) -> Any:
         """The future of its acknowledgement."""
-        record = letter.record
-        facts = {
+        record = dead_letter.record
+        details = {
             "topic": record.topic,
             "partition": record.partition,
             "offset": record.offset,
             "timestamp": record.timestamp,
             "group": self._settings.group_id,
-            "reason": letter.reason,
-            "error": letter.error,
+            "reason": dead_letter.reason,
+            "error": dead_letter.error,
         }
-        headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts.items())]
+        headers = [*record.headers, *((HEADER + name, str(detail).encode()) for name, detail in details.items())]
         return await self._send(self._settings.dead_letter_topic, record.key, record.value, headers)
 
     async def _send(

@@ -42,6 +42,7 @@ class Status:
     mean_retries: float
     lock_escalations: int
     transitions: int
+    misplaced_records: int
     dead_letters: dict[str, int]
 
     @property
@@ -74,6 +75,7 @@ def read_status(samples: Sequence[Sample]) -> Status:
         mean_retries=total(samples, "conversation_operation_retries_sum") / operations if operations else 0.0,
         lock_escalations=int(total(samples, "conversation_lock_escalations_total")),
         transitions=int(total(samples, "conversation_transitions_total")),
+        misplaced_records=int(total(samples, "conversation_misplaced_records_total")),
         dead_letters={letter.labels["reason"]: int(letter.value) for letter in letters},
     )
 
@@ -97,6 +99,7 @@ def as_json(status: Status, not_ready: Sequence[str], last_dead_letters: Sequenc
         "mean_retries": round(status.mean_retries, 6),
         "lock_escalations": status.lock_escalations,
         "transitions": status.transitions,
+        "misplaced_records": status.misplaced_records,
         "dead_letters": status.dead_letters,
         "last_dead_letter_reasons": list(last_dead_letters),
     }
@@ -110,6 +113,7 @@ def as_html(status: Status, not_ready: Sequence[str], last_dead_letters: Sequenc
         ("mean retries", f"{status.mean_retries:.3f}"),
         ("lock escalations", f"{status.lock_escalations:,}"),
         ("transitions", f"{status.transitions:,}"),
+        ("misplaced records", f"{status.misplaced_records:,}"),
     ]
     partitions = [(p.topic, p.partition, f"{p.lag_records:,}", f"{p.oldest_seconds:.1f} s") for p in status.partitions]
     tables = [
