@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -22,12 +22,12 @@ def parse_time(value: object) -> datetime:
             return at if at.tzinfo is UTC else at.astimezone(UTC)
         except (ValueError, OverflowError):
             pass
-    raise PydanticCustomError("bad_time", "Input should be an RFC 3339 date-time with an offset")
+    raise PydanticCustomError("bad_time", "must be an RFC 3339 date-time with an offset")
 
 
 def _not_reserved(source: str) -> str:
     if source == RESERVED_SOURCE:
-        raise PydanticCustomError("reserved_source", "This source is reserved for the consumer's own rows")
+        raise PydanticCustomError("reserved_source", "`consumer` is reserved for the consumer's own rows")
     return source
 
 
@@ -50,16 +50,28 @@ ClosingStatus = Literal["failed", "user_closed", "support_closed", "agent_closed
 AnyStatus = Literal["pending", "progress", "idle_timeout", "expired", ClosingStatus]
 
 
+def _as_published(schema: dict[str, Any]) -> None:
+    """The models have defaults for `specversion` and `type`; whoever writes JSON has to spell them out."""
+    properties: dict[str, dict[str, Any]] = schema["properties"]
+    for name in ("specversion", "type"):
+        properties[name].pop("default", None)
+    schema["required"] = [name for name in properties if name in (*schema["required"], "specversion", "type")]
+
+
 class CloudEvent(BaseModel):
     """The envelope. Unknown attributes and fields are ignored, never stored, never logged."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_as_published)
 
-    specversion: Literal["1.0"] = Field(description="CloudEvents version.")
+    specversion: Literal["1.0"] = Field("1.0", description="CloudEvents version.")
     id: Identifier = Field(description="Unique within `source`: the provider's id, so that its double delivery is one.")
     source: Source = Field(description="The provider account; never a pod. `consumer` is reserved.")
     subject: ConversationId = Field(description="The conversation id; also the Kafka key.")
     time: Time = Field(description="When it happened: RFC 3339 with an offset, kept to the microsecond.")
+
+    def to_record(self) -> tuple[bytes, bytes]:
+        """The Kafka record to publish, in structured mode: (key, value)."""
+        return self.subject.encode(), self.model_dump_json(by_alias=True).encode()
 
 
 class InboundMessageData(BaseModel):
@@ -92,27 +104,27 @@ class TransitionData(BaseModel):
 class InboundMessage(CloudEvent):
     """Somebody wrote in a conversation. Message text is not part of the contract."""
 
-    type: Literal["conversation.inbound-message.v1"]
+    type: Literal["conversation.inbound-message.v1"] = "conversation.inbound-message.v1"
     data: InboundMessageData
 
 
 class ManualClose(CloudEvent):
     """Somebody, or something, closed a conversation on purpose."""
 
-    type: Literal["conversation.manual-close.v1"]
+    type: Literal["conversation.manual-close.v1"] = "conversation.manual-close.v1"
     data: ManualCloseData
 
 
 class Tick(CloudEvent):
     """A timer asks for the deadlines before `time` to take effect. It carries no data."""
 
-    type: Literal["conversation.tick.v1"]
+    type: Literal["conversation.tick.v1"] = "conversation.tick.v1"
 
 
 class Transition(CloudEvent):
     """A session opened, or its status changed."""
 
-    type: Literal["conversation.transition.v1"]
+    type: Literal["conversation.transition.v1"] = "conversation.transition.v1"
     data: TransitionData
 
 

@@ -11,7 +11,8 @@ from rich.text import Text
 from consumer import settings as configuration
 from consumer.commands.output import out
 from consumer.errors import ConsumerError
-from consumer.kafka.admin import admin, check_topics, log_bounds
+from consumer.kafka.admin import admin, check_topics, log_bounds, misplaced_share
+from consumer.kafka.placement import REMEDY
 from consumer.observability import logs
 from consumer.offsets import Partition, StoredOffset
 from consumer.postgres import migrations
@@ -19,6 +20,8 @@ from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.settings import Settings
 
+SAMPLE = 200
+"""Records of each partition whose place is checked."""
 MAX_SKEW = timedelta(seconds=1)
 app = typer.Typer(add_completion=False)
 
@@ -90,6 +93,17 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
         "" if len(set(counts.values())) == 1 else "give all input topics as many partitions: order is kept by partition"
     )
     yield Finding("partition parity", ", ".join(f"{topic}: {count}" for topic, count in counts.items()), remedy)
+    yield await _partitioner(settings)
+
+
+async def _partitioner(settings: Settings) -> Finding:
+    """Whether the last records are on the partition of their key."""
+    try:
+        shares = await misplaced_share(settings.kafka, SAMPLE)
+    except ConsumerError as error:
+        return Finding("partitioner", "not checked", str(error))
+    text = ", ".join(f"{topic}: {wrong} of the last {read} misplaced" for topic, (wrong, read) in shares.items())
+    return Finding("partitioner", text, REMEDY if any(wrong for wrong, _ in shares.values()) else "")
 
 
 async def _database(store: PostgresStore) -> AsyncIterator[Finding]:

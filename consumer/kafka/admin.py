@@ -1,27 +1,28 @@
 """Topics, their settings, the cluster's id."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import (
-    TopicAlreadyExistsError,
-    for_code,
-)
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from consumer.errors import ConfigurationError
-from consumer.kafka.client import classified, connection_arguments
+from consumer.kafka.client import classified, connection_arguments, start
+from consumer.kafka.placement import misplaced
 from consumer.offsets import Partition
 from consumer.settings import KafkaSettings
 
 RETENTION_SLACK = timedelta(hours=2)
 """Beyond a topic's settings: brokers take records dated an hour ahead, and look for old segments every five minutes."""
-FOR_EVER_MS = 100 * 365 * 86_400_000
+NO_LIMIT_MS = 100 * 365 * 86_400_000
 """A century: who sets more means no limit."""
+READ_SECONDS = 10.0
+"""Limit on reading the last records of a partition."""
 HEADER_BYTES = 1024
 """Room that the error headers of a dead letter may take beyond the record."""
 
@@ -67,7 +68,7 @@ class KafkaAdmin:
         """
         configs = await self._configs(topic, "cleanup.policy", "retention.ms", "segment.ms")
         retention, segment = int(configs["retention.ms"]), int(configs["segment.ms"])
-        if "delete" not in configs["cleanup.policy"] or retention < 0 or retention + segment > FOR_EVER_MS:
+        if "delete" not in configs["cleanup.policy"] or retention < 0 or retention + segment > NO_LIMIT_MS:
             return None
         return timedelta(milliseconds=retention + segment) + RETENTION_SLACK
 
@@ -100,8 +101,7 @@ class KafkaAdmin:
 async def admin(settings: KafkaSettings) -> AsyncIterator[KafkaAdmin]:
     client = AIOKafkaAdminClient(**connection_arguments(settings))
     try:
-        with classified():
-            await client.start()
+        await start(client, settings)
         yield KafkaAdmin(client)
     finally:
         await client.close()
@@ -116,7 +116,8 @@ async def check_topics(settings: KafkaSettings) -> int:
         there = await client.topics()
         for topic in (*settings.topics, settings.dead_letter_topic):
             if topic not in there:
-                raise ConfigurationError(f"topic {topic} does not exist: run `conversation-consumer topics`")
+                hidden = "" if settings.security_protocol == "PLAINTEXT" else ", or this user may not describe it"
+                raise ConfigurationError(f"topic {topic} does not exist{hidden}: run `conversation-consumer topics`")
         limit = await client.max_message_bytes(settings.dead_letter_topic)
         for topic in settings.topics:
             if (source := await client.max_message_bytes(topic)) + HEADER_BYTES > limit:
@@ -129,13 +130,57 @@ async def check_topics(settings: KafkaSettings) -> int:
 
 async def log_bounds(settings: KafkaSettings, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
     """The first offset of each partition's log, and the one after the last."""
+    if not partitions:
+        return {}
     places = {partition: TopicPartition(partition.topic, partition.number) for partition in partitions}
-    client = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
-    with classified():
-        await client.start()
-        try:
+    async with _reader(settings) as client:
+        with classified():
             first = await client.beginning_offsets(list(places.values()))
             end = await client.end_offsets(list(places.values()))
-        finally:
-            await client.stop()
     return {partition: (first[tp], end[tp]) for partition, tp in places.items()}
+
+
+async def misplaced_share(settings: KafkaSettings, sample: int) -> dict[str, tuple[int, int]]:
+    """Of the last `sample` records of each partition of the input topics: how many are misplaced, and of how many.
+
+    By topic. Raises `UnavailableError` where the brokers do not answer in time.
+    """
+    async with admin(settings) as brokers:
+        counts = await brokers.topics()
+    shares = {}
+    async with _reader(settings) as client:
+        for topic in settings.topics:
+            wrong = read = 0
+            for number in range(counts.get(topic, 0)):
+                records = await _last_records(client, TopicPartition(topic, number), sample)
+                wrong += len(misplaced(records, number, counts[topic]))
+                read += len(records)
+            shares[topic] = (wrong, read)
+    return shares
+
+
+async def _last_records(
+    client: AIOKafkaConsumer, tp: TopicPartition, count: int
+) -> list["ConsumerRecord[bytes, bytes]"]:
+    records: list[ConsumerRecord[bytes, bytes]] = []
+    with classified():
+        async with asyncio.timeout(READ_SECONDS):
+            first, end = (await client.beginning_offsets([tp]))[tp], (await client.end_offsets([tp]))[tp]
+            client.assign([tp])
+            client.seek(tp, max(first, end - count))
+            while await client.position(tp) < end:
+                records += (await client.getmany(tp, timeout_ms=200)).get(tp, [])
+    return records[-count:]
+
+
+@asynccontextmanager
+async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer outside of any group."""
+    client = AIOKafkaConsumer(
+        **connection_arguments(settings), isolation_level="read_committed", auto_offset_reset="earliest"
+    )
+    try:
+        await start(client, settings)
+        yield client
+    finally:
+        await client.stop()

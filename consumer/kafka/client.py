@@ -1,18 +1,50 @@
-"""How to connect to Kafka; the errors of its client are classified here, once."""
+"""How to connect to Kafka; the errors of its client become ours here, once, each with the variable to look at."""
 
+import asyncio
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
+from aiokafka.conn import create_conn
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    IllegalSaslStateError,
+    InvalidSessionTimeoutError,
     KafkaError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 
-from consumer.errors import UnavailableError
+from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
 from consumer.settings import KafkaSettings
 
 STOP_SECONDS = 5.0
+DIAGNOSIS_SECONDS = 5.0
+SETTING = "CONSUMER_KAFKA__"
+OTHER_NAME = (62, 64)
+"""OpenSSL's verify codes for a certificate of another host name or IP address."""
+
+
+class Client(Protocol):
+    """What connects: aiokafka's consumer, producer and admin client."""
+
+    async def start(self) -> None: ...
+
+
+async def start(client: Client, settings: KafkaSettings) -> None:
+    """Starts a client of Kafka. Where that fails, the error says what a broker said and which variable to look at."""
+    try:
+        with classified():
+            await client.start()
+    except UnavailableError as error:
+        if (why := await _diagnosis(settings)) is None:
+            raise
+        raise UnavailableError(why) from error
 
 
 @contextmanager
@@ -20,16 +52,14 @@ def classified() -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
-        raise UnavailableError(f"no answer from Kafka: {error!r}") from error
+        raise _translated(error) from error
 
 
 def connection_arguments(settings: KafkaSettings) -> dict[str, Any]:
+    """Of any client. Raises `ConfigurationError` where a certificate file cannot be used."""
     secure: dict[str, Any] = {}
     if settings.security_protocol in ("SSL", "SASL_SSL"):
-        context = ssl.create_default_context(cafile=settings.ssl_ca_file)
-        if settings.ssl_certificate_file:
-            context.load_cert_chain(settings.ssl_certificate_file, settings.ssl_key_file)
-        secure["ssl_context"] = context
+        secure["ssl_context"] = _ssl_context(settings)
     if settings.security_protocol.startswith("SASL") and settings.sasl_password:
         secure["sasl_mechanism"] = settings.sasl_mechanism
         secure["sasl_plain_username"] = settings.sasl_username
@@ -45,3 +75,96 @@ def connection_arguments(settings: KafkaSettings) -> dict[str, Any]:
 
 def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ssl_ca_file)
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"{SETTING}SSL_CA_FILE holds no certificate in PEM: {error.reason}") from None
+    if settings.ssl_certificate_file:
+        try:
+            context.load_cert_chain(settings.ssl_certificate_file, settings.ssl_key_file)
+        except ssl.SSLError as error:
+            files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
+            raise ConfigurationError(f"{files} hold no certificate and its key in PEM: {error.reason}") from None
+    return context
+
+
+def _translated(error: Exception) -> ConsumerError:
+    """An error of a client that was connected; the names of some are left only in the text of another."""
+    if isinstance(error, InvalidSessionTimeoutError) or InvalidSessionTimeoutError.__name__ in str(error):
+        return ConfigurationError(
+            f"the brokers refuse the session timeout: set {SETTING}SESSION_TIMEOUT_SECONDS within their "
+            "group.min.session.timeout.ms (6 s unless set) and group.max.session.timeout.ms (30 min unless set)"
+        )
+    if isinstance(error, TopicAuthorizationFailedError):
+        return UnavailableError(f"{_denied(error, 'topics')}, or check {SETTING}TOPICS and {SETTING}DEAD_LETTER_TOPIC")
+    if isinstance(error, GroupAuthorizationFailedError) or GroupAuthorizationFailedError.__name__ in str(error):
+        return UnavailableError(f"{_denied(error, 'the consumer group')}, or check {SETTING}GROUP_ID")
+    if isinstance(error, ClusterAuthorizationFailedError):
+        return UnavailableError(_denied(error, "the cluster"))
+    return UnavailableError(f"no answer from Kafka: {error!r}")
+
+
+def _denied(error: Exception, what: str) -> str:
+    return f"Kafka denies this user access to {what} ({error}): give {SETTING}SASL_USERNAME, or its certificate, an ACL"
+
+
+async def _diagnosis(settings: KafkaSettings) -> str | None:
+    """Why none of the bootstrap servers can be used: what each says. None if one of them can, by now."""
+    found = []
+    for server in settings.bootstrap_servers.split(","):
+        try:
+            await asyncio.wait_for(_ask(server, settings), DIAGNOSIS_SECONDS)
+        except (KafkaError, OSError, TimeoutError) as error:
+            found.append(f"{server}: {_explained(error, settings)}")
+        else:
+            return None
+    return "no connection to Kafka: " + "; ".join(found)
+
+
+async def _ask(server: str, settings: KafkaSettings) -> None:
+    """Connects, authenticates and asks for the brokers, as a client does that says no more than that it failed."""
+    host, _, port = server.rpartition(":")
+    arguments = connection_arguments(settings)
+    del arguments["bootstrap_servers"]
+    connection = await create_conn(host, int(port), **arguments)
+    try:
+        await connection.send(MetadataRequest([]))
+    finally:
+        connection.close()
+
+
+def _explained(error: Exception, settings: KafkaSettings) -> str:
+    """What went wrong on the way to one broker, and the variable to look at."""
+    servers, protocol = f"{SETTING}BOOTSTRAP_SERVERS", f"{SETTING}SECURITY_PROTOCOL ({settings.security_protocol})"
+    match error:
+        case ssl.SSLError():
+            why, look = _explained_tls(error, protocol)
+        case socket.gaierror():
+            why, look = f"the host name is unknown ({error.strerror})", f"check {servers}"
+        case ConnectionRefusedError():
+            why, look = "the connection is refused", f"check {servers}, and whether the broker runs"
+        case TimeoutError():
+            why, look = "no answer", f"check {servers}, {protocol} and the network"
+        case SaslAuthenticationFailed():
+            why, look = str(error), f"check {SETTING}SASL_USERNAME and {SETTING}SASL_PASSWORD"
+        case UnsupportedSaslMechanismError():
+            why, look = str(error), f"check {SETTING}SASL_MECHANISM ({settings.sasl_mechanism})"
+        case IllegalSaslStateError():
+            why, look = "the port does not authenticate by SASL", f"check {protocol}"
+        case _:
+            why, look = f"the connection is closed ({error!r})", f"the port may want TLS or SASL, check {protocol}"
+    return f"{why}: {look}"
+
+
+def _explained_tls(error: ssl.SSLError, protocol: str) -> tuple[str, str]:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in OTHER_NAME:
+            return error.verify_message, f"name the brokers in {SETTING}BOOTSTRAP_SERVERS as their certificates do"
+        return f"the certificate is not trusted ({error.verify_message})", f"check {SETTING}SSL_CA_FILE"
+    if "CERTIFICATE_REQUIRED" in (error.reason or ""):
+        files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
+        return "a client certificate is required", f"set {files}"
+    return f"no TLS ({error.reason or error})", f"the port may speak plaintext, check {protocol}"

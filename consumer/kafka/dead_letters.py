@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import classified, connection_arguments
+from consumer.kafka.client import classified, connection_arguments, start
 from consumer.kafka.producer import FACTS, HEADER, KafkaProducer
 from consumer.records import Record
 from consumer.settings import KafkaSettings
@@ -60,8 +60,8 @@ async def read(
             "or check CONSUMER_KAFKA__DEAD_LETTER_TOPIC"
         )
     client = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
+    await start(client, settings)
     with classified():
-        await client.start()
         try:
             async for record in _records(
                 client, [TopicPartition(topic, number) for number in range(partitions)], since

@@ -1,9 +1,10 @@
-"""One assigned partition: its buffer, its position, its lag."""
+"""One assigned partition: its state, its buffer, its position, its lag."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum, auto
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
@@ -17,6 +18,19 @@ from consumer.settings import WorkerSettings
 STALL_SECONDS = 60.0
 """How long a partition may be behind without a record arriving before the process ends itself: aiokafka can stall
 silently after a broker restart, and a restart of ours mends it."""
+
+
+class State(Enum):
+    """What an assigned partition does. `seek` leads to FETCHING from every state but REVOKED, which is the last."""
+
+    PAUSED = auto()
+    """Before the first `seek`, and while the worker waits for an outage to end: until the next `take`."""
+    FETCHING = auto()
+    """Records are fetched as long as the buffer has room."""
+    FAILED = auto()
+    """The record after the buffered ones cannot be obtained."""
+    REVOKED = auto()
+    """The partition is another replica's, or the process is stopping."""
 
 
 class AssignedPartition:
@@ -42,10 +56,10 @@ class AssignedPartition:
         self._buffer: list[Record] = []
         self._buffered_bytes = 0
         self._oldest: int | None = None
-        self._paused = True
-        self._failed: str | None = None
-        self._news = asyncio.Event()
-        self._given_up = asyncio.Event()
+        self._state = State.PAUSED
+        self._failure = ""
+        self._records_available = asyncio.Event()
+        self._revoked = asyncio.Event()
         client.pause(self._tp)
 
     async def cluster_id(self) -> str:
@@ -62,8 +76,7 @@ class AssignedPartition:
         self._buffer.clear()
         self._buffered_bytes = 0
         self._oldest = None
-        self._failed = None
-        self._paused = False
+        self._enter(State.FETCHING)
         self.next_offset = offset
         self._fetch_from(offset)
 
@@ -75,22 +88,25 @@ class AssignedPartition:
     def _fetch_from(self, offset: int) -> None:
         self._fetched_to = self._read_to = offset
         self._waiting_since = time.monotonic()
-        if not self._given_up.is_set():
+        if self._state is not State.REVOKED:
             self._client.seek(self._tp, offset)
             self._client.resume(self._tp)
 
     async def take(self, limit: int, seconds: float) -> Sequence[Record]:
-        self._paused = False
-        if not (self._buffer or self._failed or self._given_up.is_set()):
-            self._news.clear()
+        self._enter(State.FETCHING, State.PAUSED)
+        if self._state is State.FETCHING and not self._buffer:
+            self._records_available.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), seconds)
-        if self._given_up.is_set():
+                await asyncio.wait_for(self._records_available.wait(), seconds)
+        if self._state is State.REVOKED:
             return ()
-        if not self._buffer and self._failed:
-            raise PartitionStoppedError(self._failed)
-        if not self._buffer:
-            return ()
+        if self._buffer:
+            return self._taken(limit)
+        if self._state is State.FAILED:
+            raise PartitionStoppedError(self._failure)
+        return ()
+
+    def _taken(self, limit: int) -> Sequence[Record]:
         taken = self._buffer[:limit]
         del self._buffer[:limit]
         self._buffered_bytes -= _size(taken)
@@ -98,7 +114,7 @@ class AssignedPartition:
         return taken
 
     def is_given_up(self) -> bool:
-        return self._given_up.is_set()
+        return self._state is State.REVOKED
 
     def applied(self, next_offset: int) -> None:
         self.next_offset = next_offset
@@ -106,36 +122,44 @@ class AssignedPartition:
         self._waiting_since = time.monotonic()
 
     def pause(self) -> None:
-        self._paused = True
+        self._enter(State.PAUSED, State.FETCHING)
 
     async def given_up_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._given_up.wait(), seconds)
-        return self._given_up.is_set()
+            await asyncio.wait_for(self._revoked.wait(), seconds)
+        return self.is_given_up()
 
     @property
-    def hungry(self) -> bool:
-        """Whether it should be fetched: started, not waiting for an outage to end, and with room in its buffer."""
+    def wants_records(self) -> bool:
+        """Whether it should be fetched: that is its state, and its buffer has room."""
         room = (
             len(self._buffer) < self._settings.max_buffered and self._buffered_bytes < self._settings.max_buffered_bytes
         )
-        return self.next_offset is not None and not self._paused and not self._failed and room
+        return self._state is State.FETCHING and self.next_offset is not None and room
 
-    def put(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+    def append(self, records: Sequence["ConsumerRecord[bytes, bytes]"]) -> None:
+        """Buffers what was fetched."""
         fetched = [_record(record) for record in records]
         self._buffer += fetched
         self._buffered_bytes += _size(fetched)
         self._fetched_to = self._read_to = fetched[-1].offset + 1
-        self._news.set()
+        self._records_available.set()
 
     def fail(self, why: str) -> None:
-        """What comes next cannot be had."""
-        self._failed = why
-        self._news.set()
+        """The next record cannot be obtained: `take` says so once the buffer is empty."""
+        self._enter(State.FAILED)
+        self._failure = why
+        self._records_available.set()
 
-    def give_up(self) -> None:
-        self._given_up.set()
-        self._news.set()
+    def revoke(self) -> None:
+        self._enter(State.REVOKED)
+        self._revoked.set()
+        self._records_available.set()
+
+    def _enter(self, state: State, *only_from: State) -> None:
+        """Changes the state; a revoked partition stays one."""
+        if self._state is not State.REVOKED and (not only_from or self._state in only_from):
+            self._state = state
 
     def lag(self) -> Lag | None:
         """Counts from the first record not yet applied; commit markers at the end of the log are no records."""
@@ -147,8 +171,8 @@ class AssignedPartition:
         behind = max(self.log_end, self._read_to) - done
         return Lag(self.partition.topic, self.partition.number, max(0, behind), max(0.0, age))
 
-    def look(self, log_end: int, position: int | None) -> None:
-        """What the brokers say: the client itself learns the end of the log only from a fetch that works.
+    def update_log_end(self, log_end: int, position: int | None) -> None:
+        """Takes what the brokers say: the client itself learns the end of the log only from a fetch that works.
 
         `position` is past commit markers too; it may be outdated by now, so nothing is fetched by it.
         """
@@ -159,7 +183,7 @@ class AssignedPartition:
     @property
     def stalled(self) -> bool:
         """Behind and waiting for records, but none come."""
-        waiting = self.hungry and not self._buffer and self._oldest is None
+        waiting = self.wants_records and not self._buffer and self._oldest is None
         return waiting and self.log_end > self._read_to and time.monotonic() - self._waiting_since > STALL_SECONDS
 
 

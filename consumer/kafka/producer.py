@@ -7,13 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import (
-    KafkaError,
-    MessageSizeTooLargeError,
-)
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from consumer.errors import PartitionStoppedError
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
 from consumer.records import DeadLetter, Record
 from consumer.settings import KafkaSettings
 
@@ -45,8 +42,7 @@ class KafkaProducer:
             max_request_size=INFLATED * max_record_bytes,
         )
         try:
-            with classified():
-                await producer.start()
+            await start(producer, settings)
             yield cls(producer, settings)
         finally:
             with contextlib.suppress(TimeoutError, KafkaError):
@@ -64,11 +60,11 @@ class KafkaProducer:
             sent = [await self._send(record.topic, record.key, record.value, record.headers) for record in records]
             await asyncio.gather(*sent)
 
-    async def send(self, letters: Sequence[DeadLetter]) -> None:
+    async def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         with classified():
             try:
-                sent = [await self._enqueue(letter) for letter in letters]
+                sent = [await self._enqueue(dead_letter) for dead_letter in dead_letters]
                 await asyncio.gather(*sent)
             except MessageSizeTooLargeError as error:
                 topic = self._settings.dead_letter_topic
@@ -76,11 +72,11 @@ class KafkaProducer:
                     f"a dead letter does not fit: raise max.message.bytes of {topic}"
                 ) from error
 
-    async def _enqueue(self, letter: DeadLetter) -> Any:
+    async def _enqueue(self, dead_letter: DeadLetter) -> Any:
         """The future of its acknowledgement."""
-        record = letter.record
+        record = dead_letter.record
         place = (record.topic, record.partition, record.offset, record.timestamp)
-        facts = zip(FACTS, (*place, self._settings.group_id, letter.reason, letter.error), strict=True)
+        facts = zip(FACTS, (*place, self._settings.group_id, dead_letter.reason, dead_letter.error), strict=True)
         headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts)]
         return await self._send(self._settings.dead_letter_topic, record.key, record.value, headers)
 

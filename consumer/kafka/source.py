@@ -15,12 +15,12 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     UnsupportedCodecError,
 )
-from aiokafka.partitioner import murmur2
 
 from consumer.errors import StalledError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, milliseconds
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, milliseconds, start
 from consumer.kafka.partition import AssignedPartition
+from consumer.kafka.placement import Placement
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition
@@ -33,9 +33,6 @@ LAG_SECONDS = 2.0
 NOWHERE = TopicPartition("", 0)
 UNREADABLE = (UnicodeDecodeError, CorruptRecordException, UnsupportedCodecError)
 """What the client raises for a record that it cannot read, such as one with a header name that is not UTF-8."""
-MAX_KEY_BYTES = 800
-"""No valid key is longer: 200 characters in UTF-8."""
-
 
 RunWorker = Callable[[AssignedPartition], Awaitable[None]]
 
@@ -61,9 +58,9 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._failure: BaseException | None = None
         self._stopping = asyncio.Event()
         self._partitions_of = lru_cache(maxsize=None)(self._count_partitions)
-        self._home_of = lru_cache(maxsize=65536)(lambda key, partitions: (murmur2(key) & 0x7FFFFFFF) % partitions)
+        self._placement = Placement(metrics)
         metrics.watch_lag(lambda: filter(None, [partition.lag() for partition in self._assigned.values()]))
-        metrics.paused_partitions.set_function(lambda: sum(not p.hungry for p in self._assigned.values()))
+        metrics.paused_partitions.set_function(lambda: sum(not p.wants_records for p in self._assigned.values()))
 
     async def run(self) -> None:
         """Until `stop`. Leaves the group in good order; raises what ended a worker unexpectedly."""
@@ -81,8 +78,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             max_poll_interval_ms=2**31 - 1,
         )
         self._client.subscribe(topics=list(self._settings.topics), listener=self)
-        with classified():
-            await self._client.start()
+        await start(self._client, self._settings)
         work = (self._poll, self._commit_regularly, self._watch_log_ends)
         poll, *helpers = [asyncio.create_task(self._watched(task())) for task in work]
         await self._stopping.wait()
@@ -130,10 +126,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         while not self._stopping.is_set():
             self._health.polled_at = time.monotonic()
             self._metrics.last_poll.set_to_current_time()
-            hungry = [tp for tp, partition in self._assigned.items() if partition.hungry]
+            wanted = [tp for tp, partition in self._assigned.items() if partition.wants_records]
             # Polled even with nothing to fetch: that is how errors of the group come to light.
             with classified():
-                await self._fetch(hungry or [NOWHERE], POLL_SECONDS if hungry else POLL_SECONDS / 4)
+                await self._fetch(wanted or [NOWHERE], POLL_SECONDS if wanted else POLL_SECONDS / 4)
 
     async def _fetch(self, wanted: Sequence[TopicPartition], seconds: float) -> None:
         try:
@@ -164,11 +160,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         """Whatever was fetched before the partition's `seek` is forgotten by it; nothing after it may be dropped."""
         if (partition := self._assigned.get(tp)) is None:
             return
-        partition.put(records)
-        count = self._partitions_of(tp.topic)
-        keys = [record.key for record in records if record.key is not None and len(record.key) <= MAX_KEY_BYTES]
-        here, home_of = tp.partition, self._home_of
-        self._metrics.misplaced.inc(sum([home_of(key, count) != here for key in keys]))
+        partition.append(records)
+        self._placement.check(tp.topic, tp.partition, self._partitions_of(tp.topic), records)
 
     def _count_partitions(self, topic: str) -> int:
         return len(self._client.partitions_for_topic(topic) or (0,))
@@ -176,7 +169,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _release(self, seconds: float) -> None:
         """Gives all partitions up and waits for their workers; one that hangs is left to the guard."""
         for partition in self._assigned.values():
-            partition.give_up()
+            partition.revoke()
         if self._tasks:
             _, hanging = await asyncio.wait(self._tasks.values(), timeout=seconds)
             if hanging:
@@ -218,7 +211,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
                 ends = await asyncio.wait_for(self._client.end_offsets(list(started)), STOP_SECONDS) if started else {}
                 for tp, partition in started.items():
                     if tp in self._assigned:
-                        partition.look(ends[tp], await self._position(tp))
+                        partition.update_log_end(ends[tp], await self._position(tp))
             except (KafkaError, TimeoutError) as error:
                 self._health.outages["Kafka"] = f"does not answer: {type(error).__name__}"
                 continue

@@ -112,9 +112,11 @@ class Metrics:
         self.misplaced = Counter(
             "conversation_misplaced_records_total",
             "Records not on the partition that murmur2 gives their key.",
+            ["topic"],
             registry=reg,
         )
         for topic in topics:
+            self.misplaced.labels(topic)
             for reason in Reason:
                 self.dead_letters.labels(topic, reason)
         for topic in (*topics, DIRECT):

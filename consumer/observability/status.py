@@ -43,6 +43,7 @@ class ReplicaStatus:
     mean_retries: float
     lock_escalations: int
     transitions: int
+    misplaced_records: int
     dead_letters: dict[str, int]
 
     @property
@@ -75,6 +76,7 @@ def read_status(samples: Sequence[Sample]) -> ReplicaStatus:
         mean_retries=total(samples, "conversation_operation_retries_sum") / operations if operations else 0.0,
         lock_escalations=int(total(samples, "conversation_lock_escalations_total")),
         transitions=int(total(samples, "conversation_transitions_total")),
+        misplaced_records=int(total(samples, "conversation_misplaced_records_total")),
         dead_letters={letter.labels["reason"]: int(letter.value) for letter in letters},
     )
 
@@ -98,6 +100,7 @@ def as_json(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> 
         "mean_retries": round(status.mean_retries, 6),
         "lock_escalations": status.lock_escalations,
         "transitions": status.transitions,
+        "misplaced_records": status.misplaced_records,
         "dead_letters": status.dead_letters,
         "last_dead_letter_reasons": list(health.last_dead_letters),
         "blocked": dict(health.blocked),
@@ -112,6 +115,7 @@ def as_html(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> 
         ("mean retries", f"{status.mean_retries:.3f}"),
         ("lock escalations", f"{status.lock_escalations:,}"),
         ("transitions", f"{status.transitions:,}"),
+        ("misplaced records", f"{status.misplaced_records:,}"),
     ]
     partitions = [(p.topic, p.partition, f"{p.lag_records:,}", f"{p.oldest_seconds:.1f} s") for p in status.partitions]
     tables = [

