@@ -66,7 +66,8 @@ def start_kafka(stack: ExitStack) -> tuple[str, str]:
     container = DockerContainer(KAFKA_IMAGE).with_bind_ports(9092, port)
     address = f"{container.get_docker_client().host()}:{port}"
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
-    container.with_envs(**KAFKA_ENVIRONMENT, CLUSTER_ID=cluster_id, KAFKA_ADVERTISED_LISTENERS=f"PLAINTEXT://{address}")
+    advertised = f"PLAINTEXT://{address},INTERNAL://localhost:9094"
+    container.with_envs(**KAFKA_ENVIRONMENT, CLUSTER_ID=cluster_id, KAFKA_ADVERTISED_LISTENERS=advertised)
     stack.enter_context(_started(container, KAFKA_IMAGE))
     _await_kafka(container, address)
     return address, f"container {KAFKA_IMAGE}"
