@@ -183,31 +183,6 @@ async def test_a_port_that_is_taken_is_named(group: Group) -> None:
     assert (code, f"CONSUMER_HTTP__PORT={replica.port}" in err, "Traceback" in err) == (2, True, False)
 
 
-async def test_the_readmes_library_example_runs_as_printed(group: Group) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
-    here = example.replace("postgresql://localhost/conversation", group.database)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", here, stdout=asyncio.subprocess.PIPE)
-
-    out, _ = await process.communicate()
-
-    assert (process.returncode, out) == (0, b"applied\n")
-
-
-async def test_the_readmes_events_are_published_and_told_as_printed(group: Group, tmp_path: Path) -> None:
-    lines = re.findall(r"^    (\{.*\})$", (Path(__file__).parents[2] / "README.md").read_text(), re.MULTILINE)
-    file = tmp_path / "events.jsonl"
-    file.write_text("\n".join(lines))
-    replica = await group.replica()
-
-    _, published, _ = await command(group, "publish", str(file))
-    await group.until_applied(2)
-    await replica.stop()
-    _, told, _ = await command(group, "conversation", "history", "thread-4711")
-
-    assert "2 published, 0 rejected" in published
-    assert "pending -> agent_closed" in told
-
-
 async def test_a_conversation_is_shown_with_its_history(group: Group) -> None:
     replica = await group.replica()
     await group.publish(

@@ -186,7 +186,7 @@ def stands_without_mark(transaction: Transaction, progress: Progress) -> bool:
 
 advance = Transaction._advance
 store = partial(replaced, processes, "MemoryStore")
-MUTANTS: dict[str, Plant] = {
+BUGS: dict[str, Plant] = {
     "offsets stored before the effects": partial(store, OffsetFirst),
     "offset reset to latest": partial(replaced, processes, "SimulatedLog", FromTheEnd),
     "dead letter sent after the offset": partial(replaced, processes, "PartitionWorker", LateDeadLetters),
