@@ -150,27 +150,28 @@ async def misplaced_share(settings: KafkaSettings, sample: int) -> dict[str, tup
     shares = {}
     async with _reader(settings) as client:
         for topic in settings.topics:
-            wrong = read = 0
-            for number in range(counts.get(topic, 0)):
-                records = await _last_records(client, TopicPartition(topic, number), sample)
-                wrong += len(misplaced(records, number, counts[topic]))
-                read += len(records)
-            shares[topic] = (wrong, read)
+            records = await _last_records(client, topic, counts.get(topic, 0), sample)
+            wrong = sum(len(misplaced(some, number, counts[topic])) for number, some in records.items())
+            shares[topic] = (wrong, sum(map(len, records.values())))
     return shares
 
 
 async def _last_records(
-    client: AIOKafkaConsumer, tp: TopicPartition, count: int
-) -> list["ConsumerRecord[bytes, bytes]"]:
-    records: list[ConsumerRecord[bytes, bytes]] = []
+    client: AIOKafkaConsumer, topic: str, partitions: int, count: int
+) -> dict[int, list["ConsumerRecord[bytes, bytes]"]]:
+    """Partition -> its last `count` records."""
+    places = [TopicPartition(topic, number) for number in range(partitions)]
+    found: dict[int, list[ConsumerRecord[bytes, bytes]]] = {number: [] for number in range(partitions)}
     with classified():
         async with asyncio.timeout(READ_SECONDS):
-            first, end = (await client.beginning_offsets([tp]))[tp], (await client.end_offsets([tp]))[tp]
-            client.assign([tp])
-            client.seek(tp, max(first, end - count))
-            while await client.position(tp) < end:
-                records += (await client.getmany(tp, timeout_ms=200)).get(tp, [])
-    return records[-count:]
+            client.assign(places)
+            first, end = await client.beginning_offsets(places), await client.end_offsets(places)
+            for tp in places:
+                client.seek(tp, max(first[tp], end[tp] - count))
+            for tp in places:
+                while first[tp] < end[tp] and await client.position(tp) < end[tp]:
+                    found[tp.partition] += (await client.getmany(tp, timeout_ms=200)).get(tp, [])
+    return found
 
 
 @asynccontextmanager
