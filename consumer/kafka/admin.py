@@ -61,7 +61,7 @@ class KafkaAdmin:
         return int((await self._configs(topic, "max.message.bytes"))["max.message.bytes"])
 
     async def longest_retention(self, topic: str) -> timedelta | None:
-        """How old a record of the topic can become before the log drops it, at most; None if it may stay for ever.
+        """How old a record of the topic can become before the log drops it, at most; None if it may stay without limit.
 
         Whole segments are dropped, once their newest record is older than `retention.ms`; a segment takes records for
         as long as `segment.ms`. `retention.bytes` only shortens this.
