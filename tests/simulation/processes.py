@@ -1,4 +1,4 @@
-"""The processes of a schedule: replicas, tickers, other writers; production code on fake ports.."""
+"""The processes of a schedule: replicas, tickers, other writers. Production code on fake ports; any may die or stall."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
