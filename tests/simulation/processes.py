@@ -1,4 +1,4 @@
-"""The processes of a schedule: replicas, tickers, other writers. Production code on fake ports; any may die or stall."""
+"""The processes of a schedule: replicas, tickers, other writers; production code on fake ports. Any may die."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
