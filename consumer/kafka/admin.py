@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,7 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from consumer.errors import ConfigurationError
-from consumer.kafka.client import classified, connection_arguments, start
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
 from consumer.kafka.placement import misplaced
 from consumer.offsets import Partition
 from consumer.settings import KafkaSettings
@@ -184,4 +184,5 @@ async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
         await start(client, settings)
         yield client
     finally:
-        await client.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(client.stop(), STOP_SECONDS)

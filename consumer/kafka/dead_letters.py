@@ -3,7 +3,9 @@
 A replayed dead letter stays where it is; a marker after it, a record without a value, says that it was replayed.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import time
@@ -12,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import classified, connection_arguments, start
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
 from consumer.kafka.producer import FACTS, HEADER, KafkaProducer
 from consumer.records import Record
 from consumer.settings import KafkaSettings
@@ -69,7 +71,8 @@ async def read(
                 if found := _parse(record):
                     yield found
         finally:
-            await client.stop()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(client.stop(), STOP_SECONDS)
 
 
 async def replay(producer: KafkaProducer, settings: KafkaSettings, letters: Sequence[StoredDeadLetter]) -> None:
