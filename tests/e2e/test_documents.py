@@ -1,16 +1,20 @@
 """The blocks of the documents run as typed, on real services."""
 
 import asyncio
+import json
 import os
 import re
 import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from consumer.decoding import as_record
+from tests.builders import message
 from tests.e2e.conftest import Group, until
 from tests.stack.broker import delete
 from tests.stack.database import execute
@@ -23,6 +27,9 @@ PYTHON = [
     for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 ]
+OPERATIONS = re.findall(
+    r"^    (conversation-consumer .*)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+)
 SHELL = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 Exports = dict[str, str]
 
@@ -74,11 +81,7 @@ async def test_the_readme_leads_to_the_first_event(exports: Exports, tmp_path: P
         await until(replica.ready, "the replica is ready")
         events, rest = publish.split("conversation-consumer conversation", 1)
         published = await run(["bash", "-ec", events], exports, tmp_path)
-
-        async def applied() -> bool:
-            return await replica.count("conversation_events_total", outcome="applied") == 1
-
-        await until(applied, "the event is applied")
+        await until(lambda: _has_applied(replica), "the event is applied")
         shown = await run(["bash", "-ec", f"conversation-consumer conversation{rest}"], exports, tmp_path)
     finally:
         await replica.stop()
@@ -89,7 +92,50 @@ async def test_the_readme_leads_to_the_first_event(exports: Exports, tmp_path: P
     assert "✗" not in shown
 
 
-EXPECTED = {"README.md": "applied applied\n", "event-contract.md": "thread-4711\n", "operations.md": ""}
+async def test_the_operators_commands_run_as_typed(exports: Exports, tmp_path: Path) -> None:
+    """Only what the text leaves open is filled in: the replicas' addresses, the topic, how long `top` lasts."""
+    settings = {name: value for name, value in exports.items() if name.startswith("CONSUMER_")}
+    processes: list[Replica] = []
+    outputs: dict[str, str] = {}
+    (tmp_path / "event.json").write_text(json.dumps(as_record(message(at=datetime.now(UTC), conversation_id="ID"))))
+    try:
+        for line in OPERATIONS:
+            typed = line.partition("#")[0].strip()
+            name = typed.split()[1]
+            if name in ("run", "ticker"):
+                processes.append(await Replica(settings, tmp_path / f"{name}.log", "consumer", name).start())
+                await until(processes[-1].ready, f"{name} is ready")
+                continue
+            if name == "conversation" and "ID" not in " ".join(outputs):
+                await run(["bash", "-ec", "conversation-consumer publish event.json"], exports, tmp_path)
+                await until(lambda: _has_applied(processes[0]), "the event is applied")
+            outputs[typed] = await run(["bash", "-ec", _filled(typed, exports, processes)], exports, tmp_path)
+    finally:
+        for process in processes:
+            await process.stop()
+
+    assert "schema at" in outputs["conversation-consumer migrate"]
+    assert "✗" not in outputs["conversation-consumer doctor"]
+    assert "- -> pending" in outputs["conversation-consumer conversation history ID"]
+    assert "[3]: " in outputs["conversation-consumer offsets set conversation.events 3 end --yes"]
+    assert "rows removed" in outputs["conversation-consumer prune --yes"]
+
+
+def _filled(typed: str, exports: Exports, processes: list[Replica]) -> str:
+    """`typed` with this run's addresses; of a dead letter that is not there, the error."""
+    command = typed.replace("conversation.events", exports["CONSUMER_KAFKA__TOPICS"])
+    for number, process in enumerate(processes, start=1):
+        command = command.replace(f"replica-{number}:8080", f"127.0.0.1:{process.port}")
+    if " top " in command:
+        command += " --rounds 1"
+    return command if "dead-letters show" not in command else f"{command} 2>&1 | grep 'no dead letter at 0:42'"
+
+
+async def _has_applied(replica: Replica) -> bool:
+    return await replica.count("conversation_events_total", outcome="applied") == 1
+
+
+EXPECTED = {"README.md": "applied applied\n", "event-contract.md": "thread-4711\n", "operations.md": "1.0\n"}
 
 
 @pytest.mark.parametrize(("path", "number", "block"), PYTHON, ids=lambda part: getattr(part, "name", ""))
