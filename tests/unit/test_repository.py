@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import tomllib
 from itertools import chain
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def test_the_readme_is_short() -> None:
     assert len(DOCUMENTS[ROOT / "README.md"].splitlines()) < 200
 
 
+def test_every_guarantee_names_its_test() -> None:
+    table = DOCUMENTS[ROOT / "README.md"].partition("| Guarantee | Held by |\n|---|---|\n")[2].partition("\n\n")[0]
+    unheld = [row for row in table.splitlines() if not re.search(r"\|[^|]*`(test_|Test)\w+`[^|]*\|$", row)]
+
+    assert table
+    assert unheld == []
+
+
+def test_the_floors_of_the_documents_are_those_that_are_checked() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    contracts = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
+    floors = next(contract["layers"] for contract in contracts if contract["name"] == "Imports point one way")
+    drawn = " > ".join(floor for floor in floors if floor != "__main__")
+
+    assert drawn in re.sub(r"\s+", " ", DOCUMENTS[ROOT / "docs/development.md"])
+
+
 def test_every_test_that_the_documents_name_exists() -> None:
     tests = "\n".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     named = set(re.findall(r"`((?:test_|Test)\w+)`", "\n".join(DOCUMENTS.values())))
@@ -97,6 +115,14 @@ def test_every_file_that_a_document_links_exists(path: Path) -> None:
     linked = {name for name in re.findall(r"\]\(([^)#:]+)[^)]*\)", DOCUMENTS[path]) if "/" in name or "." in name}
 
     assert {name for name in linked if not (path.parent / name).exists()} == set()
+
+
+def test_every_path_that_the_documents_name_exists() -> None:
+    named = set(re.findall(r"\b((?:consumer|schemas|tests|deploy|docs)/[\w./-]*\w)", "\n".join(DOCUMENTS.values())))
+    placeholders = {"000N_what.py", "NAME.py", "TYPE"}
+
+    assert named
+    assert {name for name in named if not placeholders & {*name.split("/")} and not (ROOT / name).exists()} == set()
 
 
 def test_every_make_target_that_the_documents_name_exists() -> None:
