@@ -131,7 +131,9 @@ def _outage(error: Exception, cause: BaseException, state: str) -> UnavailableEr
     if state.startswith(_FULL):
         return UnavailableError(f"the database has run out of something: {server_message(cause)}")
     invalidated = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-    if invalidated or isinstance(cause, asyncpg.InterfaceError | OSError) or state.startswith(_LOST):
+    # An internal error of the client: the server's goodbye has arrived, the end of the connection has not.
+    ended = isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError)
+    if invalidated or ended or state.startswith(_LOST):
         return ConnectionLostError(f"the database is unavailable: {server_message(cause)}")
     return None
 

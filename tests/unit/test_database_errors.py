@@ -1,0 +1,23 @@
+"""Errors of the driver, with and without SQLAlchemy around them."""
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+
+from consumer.errors import ConnectionLostError
+from consumer.postgres.errors import classified
+
+ENDING = asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+
+
+def wrapped(cause: Exception) -> sa.exc.DBAPIError:
+    """As SQLAlchemy raises it while it makes a connection."""
+    orig = Exception(str(cause))
+    orig.__cause__ = cause
+    return sa.exc.InternalError(None, None, orig)
+
+
+@pytest.mark.parametrize("error", [ENDING, wrapped(ENDING)], ids=["of the driver", "wrapped by SQLAlchemy"])
+def test_a_connection_that_the_server_is_just_ending_is_lost(error: Exception) -> None:
+    with pytest.raises(ConnectionLostError), classified():
+        raise error
