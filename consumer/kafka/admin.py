@@ -132,30 +132,37 @@ async def misplaced_share(settings: KafkaSettings, sample: int) -> dict[str, tup
     """
     async with admin(settings) as brokers:
         counts = await brokers.topics()
-    shares = {}
+    places = [TopicPartition(topic, n) for topic in settings.topics for n in range(counts.get(topic, 0))]
+    shares = dict.fromkeys(settings.topics, (0, 0))
     async with _reader(settings) as client:
-        for topic in settings.topics:
-            wrong = read = 0
-            for number in range(counts.get(topic, 0)):
-                records = await _last_records(client, TopicPartition(topic, number), sample)
-                wrong += len(misplaced(records, number, counts[topic]))
-                read += len(records)
-            shares[topic] = (wrong, read)
+        for tp, records in (await _last_records(client, places, sample)).items():
+            wrong, read = shares[tp.topic]
+            found = misplaced(records, tp.partition, counts[tp.topic])
+            shares[tp.topic] = (wrong + len(found), read + len(records))
     return shares
 
 
 async def _last_records(
-    client: AIOKafkaConsumer, tp: TopicPartition, count: int
-) -> list["ConsumerRecord[bytes, bytes]"]:
-    records: list[ConsumerRecord[bytes, bytes]] = []
+    client: AIOKafkaConsumer, places: Sequence[TopicPartition], count: int
+) -> dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"]]:
+    """The offsets of all partitions are asked for before anything is fetched: a fetch that waits holds them up."""
+    records: dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]] = {tp: [] for tp in places}
+    if not places:
+        return records
     with classified():
         async with asyncio.timeout(READ_SECONDS):
-            first, end = (await client.beginning_offsets([tp]))[tp], (await client.end_offsets([tp]))[tp]
-            client.assign([tp])
-            client.seek(tp, max(first, end - count))
-            while await client.position(tp) < end:
-                records += (await client.getmany(tp, timeout_ms=200)).get(tp, [])
-    return records[-count:]
+            first, end = await client.beginning_offsets(places), await client.end_offsets(places)
+            unread = {tp for tp in places if first[tp] < end[tp]}
+            client.assign(unread)
+            for tp in unread:
+                client.seek(tp, max(first[tp], end[tp] - count))
+            while unread:
+                for tp, fetched in (await client.getmany(*unread, timeout_ms=200)).items():
+                    records[tp] += fetched
+                for tp in [tp for tp in unread if await client.position(tp) >= end[tp]]:
+                    client.pause(tp)
+                    unread.discard(tp)
+    return {tp: found[-count:] for tp, found in records.items()}
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Records of producers with another partitioner: counted, told once, found by `doctor`."""
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -89,7 +90,8 @@ async def test_the_share_of_misplaced_records_is_read_off_the_end_of_the_log(kaf
         await producer.send_and_wait(topic, b"right", None, partition=elsewhere)
         await producer.send_and_wait(topic, b"wrong", KEY, partition=elsewhere)
 
-    shares = await misplaced_share(kafka, sample=5)
+    async with asyncio.timeout(10):  # where partitions are read one by one, each waits for the fetch before it
+        shares = await misplaced_share(kafka, sample=5)
 
     assert shares == {topic: (4, 10), other: (0, 0)}
 
