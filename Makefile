@@ -7,13 +7,13 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test simulate mutation mutmut fuzz bench bench-quick profile lint ci lock schemas docs image clean
+.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile lint ci lock schemas docs image clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 SEED ?= 0
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## install what the other targets need into .venv
 
@@ -25,8 +25,11 @@ $(INSTALLED): requirements-uv.lock requirements-dev.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install ## real Kafka, real PostgreSQL, rival writers: watch nothing get lost (DEMO=options)
+demo: install ## real Kafka, real PostgreSQL, concurrent writers: see that nothing is lost (DEMO=options)
 	$(BIN)/python -m tests.demo $(DEMO)
+
+services: install ## Kafka and PostgreSQL to play with, until Ctrl-C
+	@$(BIN)/python -m tests.stack
 
 test: install ## run all tests on real services
 	$(BIN)/pytest
@@ -34,8 +37,8 @@ test: install ## run all tests on real services
 simulate: install ## play seeded schedules of faults on virtual time (SCHEDULES=10000 SEED=0)
 	$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
 
-mutation: install ## plant a bug at a time, into the simulation and into real replicas: the checker must find each
-	$(BIN)/python -m tests.simulation --mutants
+planted-bugs: install ## plant a bug at a time, into the simulation and into real replicas: the checker must find each
+	$(BIN)/python -m tests.simulation --planted
 	@set -e; for bug in version:versions dedup:effect guard:backwards redecide:folds; do \
 		log=$$(mktemp); code=0; printf '%s: ' $${bug%:*}; \
 		$(BIN)/python -m tests.demo --break $${bug%:*} --events 9000 --seconds 8 > $$log 2>&1 || code=$$?; \
@@ -49,7 +52,7 @@ mutmut: install ## change the lifecycle and the service in every small way: the 
 fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL (RECORDS=1000000 SEED=0)
 	$(BIN)/python -m tests.fuzz --records $(RECORDS) --seed $(SEED)
 
-bench: install ## ours beside its rivals and under conditions, every goal with its figure (20 min; writes the README's figures)
+bench: install ## ours beside other designs and under conditions, every goal with its figure (20 min; writes the figures of docs/performance.md)
 	$(BIN)/python -m tests.benchmarks
 
 bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly right
@@ -68,7 +71,7 @@ ci: export REQUIRE_KAFKA := 1
 ci: lint ## what a push must pass; anything but real Apache Kafka fails
 	$(MAKE) demo
 	$(MAKE) simulate
-	$(MAKE) mutation
+	$(MAKE) planted-bugs
 	$(MAKE) fuzz RECORDS=50000
 	$(MAKE) bench-quick
 	$(MAKE) test
@@ -81,7 +84,7 @@ lock: install ## resolve the locked requirements anew
 schemas: install ## generate schemas/json from the models
 	$(BIN)/python -m schemas
 
-docs: install ## write the parts of the README that follow from the code
+docs: install ## write the parts of docs/ that follow from the code
 	$(BIN)/python -m tests.model.documents
 
 image: ## build the container image

@@ -6,10 +6,12 @@ Variables are `CONSUMER_*`, `__` nests: `CONSUMER_KAFKA__BOOTSTRAP_SERVERS`. A f
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +25,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -37,10 +40,16 @@ from consumer.lifecycle.model import Policy
 
 PREFIX = "CONSUMER_"
 SECRETS_DIR = "CONSUMER_SECRETS_DIR"
+SECRETS = ("__URL", "__SASL_PASSWORD")
+"""How the variables end whose values are never shown."""
 
 
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _iso_duration(value: object) -> object:
@@ -163,8 +172,8 @@ class WorkerSettings(_Group):
 
 
 class TickerSettings(_Group):
-    batch: int = Field(1000, ge=1, description="Most alarms taken at once.")
-    interval_seconds: Seconds = Field(0.5, description="How often the ticker looks for alarms when few ring.")
+    batch: int = Field(1000, ge=1, description="Most due timers taken at once.")
+    interval_seconds: Seconds = Field(0.5, description="How often the ticker looks for due timers when there are few.")
     max_unacknowledged: int = Field(5000, ge=1, description="Ticks in flight before the ticker slows down.")
     drain_seconds: Seconds = Field(10.0, description="How long SIGTERM waits for ticks in flight.")
 
@@ -181,7 +190,9 @@ class HttpSettings(_Group):
 
 
 class LogSettings(_Group):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+        "info", description="Least severe level logged."
+    )
     format: Literal["auto", "json", "console"] = Field("auto", description="`auto`: console on a terminal, else JSON.")
 
 
@@ -250,7 +261,7 @@ def duration(text: str) -> timedelta:
     return understood
 
 
-def spelled(duration: timedelta) -> str:
+def format_duration(duration: timedelta) -> str:
     """As one would write it: `15m`, `48h`, `14d2h`; days from three on."""
     rest, parts = duration.total_seconds(), list[str]()
     for unit, size, least in (("d", 86_400, 3), ("h", 3600, 1), ("m", 60, 1)):
@@ -262,10 +273,8 @@ def spelled(duration: timedelta) -> str:
 
 def variables() -> Iterator[tuple[str, str, str]]:
     """(variable, default, meaning) of every setting, in order."""
-    for group, field in Settings.model_fields.items():
-        for name, inner in type(field.default).model_fields.items():
-            default = getattr(field.default, name)
-            yield f"{PREFIX}{group}__{name}".upper(), _shown(default), inner.description or ""
+    for variable, default, description, _ in _fields(None):
+        yield variable, _as_text(default), description
 
 
 def markdown() -> str:
@@ -274,31 +283,98 @@ def markdown() -> str:
     return "\n".join(("| Variable | Default | Meaning |", "|---|---|---|", *rows))
 
 
-def _shown(default: object) -> str:
-    match default:
+class ValueInForce(NamedTuple):
+    """A setting of this process. Secrets are masked."""
+
+    variable: str
+    value: str
+    source: str
+    meaning: str
+
+
+def in_force() -> list[ValueInForce]:
+    """Every setting with its value and where that comes from. Raises `ConfigurationError` as `load` does."""
+    given = {name.upper() for name in os.environ}
+    directory = os.environ.get(SECRETS_DIR)
+    files = {path.name.upper() for path in Path(directory).iterdir()} if directory else set()
+    values = []
+    for variable, value, meaning, is_default in _fields(load()):
+        source = "environment" if variable in given else f"file in {SECRETS_DIR}" if variable in files else "default"
+        assert is_default or source != "default"
+        values.append(ValueInForce(variable, _as_text(value, mask=True), source, meaning))
+    return values
+
+
+def _fields(settings: Settings | None) -> Iterator[tuple[str, Any, str, bool]]:
+    """(variable, value, meaning, whether it is the default) of every setting; without `settings`, the defaults."""
+    for group, field in Settings.model_fields.items():
+        for name, inner in type(field.default).model_fields.items():
+            default = getattr(field.default, name)
+            value = default if settings is None else getattr(getattr(settings, group), name)
+            yield f"{PREFIX}{group}__{name}".upper(), value, inner.description or "", value == default
+
+
+def _as_text(value: object, *, mask: bool = False) -> str:
+    match value:
         case None:
             return ""
         case SecretStr():
-            return default.get_secret_value()
+            return _masked(value.get_secret_value()) if mask else value.get_secret_value()
         case timedelta():
-            return spelled(default)
+            return format_duration(value)
         case tuple():
-            return ",".join(default)
+            return ",".join(value)
         case _:
-            return f"{default:g}" if isinstance(default, float) else str(default)
+            return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _masked(secret: str) -> str:
+    """A URL without its password; of anything else nothing."""
+    if "://" not in secret:
+        return "***"
+    parts = urlsplit(secret)
+    user, has_user, host = parts.netloc.rpartition("@")
+    name, has_password, _ = user.partition(":")
+    netloc = f"{name}{':***' if has_password else ''}{has_user}{host}"
+    query = re.sub(r"(?i)(password=)[^&]*", r"\1***", parts.query)
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def load() -> Settings:
-    """The settings of this process. Raises `ConfigurationError` naming the variable that is wrong."""
-    allowed = {name for name, _, _ in variables()} | {SECRETS_DIR}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in allowed)
-    if unknown:
-        raise ConfigurationError(f"unknown setting {unknown[0]}: `conversation-consumer config` lists those there are")
+    """The settings of this process. Raises `ConfigurationError` naming every variable that is wrong."""
+    problems = _unknown_names()
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = PREFIX + "__".join(str(part) for part in first["loc"][:2]).upper() if first["loc"] else "settings"
-        raise ConfigurationError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+        details = error.errors(include_url=False)
+        problems += [_problem(detail) for detail in details if detail["type"] != "extra_forbidden"]
     except SettingsError as error:
-        raise ConfigurationError(f"{SECRETS_DIR}: {error}") from None
+        problems.append(f"{SECRETS_DIR}: {error}")
+    if problems:
+        raise ConfigurationError("\n       ".join(problems))
+    return settings
+
+
+def _unknown_names() -> list[str]:
+    allowed = {name for name, _, _ in variables()} | {SECRETS_DIR}
+    directory = os.environ.get(SECRETS_DIR, "")
+    files = [path.name for path in Path(directory).iterdir()] if directory and Path(directory).is_dir() else []
+    unknown = sorted(
+        name for name in (*os.environ, *files) if name.upper().startswith(PREFIX) and name.upper() not in allowed
+    )
+    return [f"unknown setting {name}: {_suggestion(name, allowed)}" for name in unknown]
+
+
+def _suggestion(name: str, allowed: Collection[str]) -> str:
+    close = get_close_matches(name.upper(), allowed, n=1, cutoff=0.75)
+    return f"did you mean {close[0]}?" if close else "`conversation-consumer config` lists those there are"
+
+
+def _problem(detail: ErrorDetails) -> str:
+    """What is wrong with which variable; the value too, unless it is a secret."""
+    if not (where := detail["loc"]):
+        return detail["msg"].removeprefix("Value error, ")
+    name = PREFIX + "__".join(str(part) for part in where[:2]).upper()
+    given = detail["input"]
+    shown = f"={given}" if isinstance(given, str) and not name.endswith(SECRETS) else ""
+    return f"{name}{shown}: {detail['msg'].removeprefix('Value error, ')}"

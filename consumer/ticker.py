@@ -1,8 +1,8 @@
-"""The reference timer producer: a tick for every conversation whose alarm is due. Several instances are safe.
+"""The reference timer producer: a tick for every conversation whose timer is due. Several instances are safe.
 
-An alarm (`wake_at`) is armed lazily: renewals leave it alone, so it may ring before the deadline and is set anew then.
-One that rings in time is pushed back *before* its tick is emitted, further the longer the deadline has passed: a tick
-lost to a crash or an outage comes again, and an outage of minutes does not multiply ticks.
+A timer (`wake_at`) is set lazily: renewals leave it alone, so it may be due before the deadline and is then set anew.
+A timer whose deadline has passed is pushed back *before* its tick is emitted, further the longer ago the deadline was.
+So a tick lost to a crash or an outage comes again, and an outage of minutes does not multiply ticks.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ SOURCE = "ticker"
 
 
 @dataclass(frozen=True, slots=True)
-class Alarm:
-    """An alarm that rang. `deadline` passed before `now`, or the alarm was only set anew."""
+class DueTimer:
+    """A timer that was due. Its `deadline` passed before `now`, or it was only set anew."""
 
     conversation_id: str
     deadline: datetime
     now: datetime
 
     @property
-    def is_due(self) -> bool:
+    def deadline_has_passed(self) -> bool:
         return self.deadline < self.now
 
 
-class Alarms(Protocol):
+class Timers(Protocol):
     """Both methods raise `UnavailableError`."""
 
-    async def ring(self, limit: int) -> Sequence[Alarm]:
-        """Takes at most `limit` alarms that ring, sets or pushes them back, and commits."""
+    async def take_due_timers(self, limit: int) -> Sequence[DueTimer]:
+        """Takes at most `limit` timers that are due, sets them anew or pushes them back, and commits."""
 
     async def overdue(self) -> int:
         """How many deadlines passed a minute ago or longer and still have no effect."""
@@ -53,10 +53,10 @@ Emit = Callable[[bytes, bytes], Awaitable[None]]
 
 
 class Ticker:
-    """Rings until stopped."""
+    """Takes due timers and emits ticks until stopped."""
 
-    def __init__(self, alarms: Alarms, emit: Emit, settings: TickerSettings, metrics: Metrics, health: Health) -> None:
-        self._alarms = alarms
+    def __init__(self, timers: Timers, emit: Emit, settings: TickerSettings, metrics: Metrics, health: Health) -> None:
+        self._timers = timers
         self._emit = emit
         self._settings = settings
         self._metrics = metrics
@@ -78,37 +78,37 @@ class Ticker:
             await asyncio.wait(self._emitting, timeout=self._settings.drain_seconds)
 
     async def _round(self) -> int:
-        """One batch of alarms; how many rang. The ticks are on their way when it returns, no lock is held for them."""
+        """One batch of timers; how many were due. Their ticks are on the way when it returns, and no lock is held."""
         try:
-            rang = await self._alarms.ring(self._settings.batch)
-            self._metrics.expiry_overdue.set(await self._alarms.overdue())
+            due = await self._timers.take_due_timers(self._settings.batch)
+            self._metrics.expiry_overdue.set(await self._timers.overdue())
         except UnavailableError as error:
-            log.warning("outage: alarms cannot be read", error=str(error))
+            log.warning("outage: timers cannot be read", error=str(error))
             return 0
-        for alarm in rang:
-            if alarm.is_due:
-                self._start(alarm)
+        for timer in due:
+            if timer.deadline_has_passed:
+                self._start(timer)
             else:
                 self._metrics.ticks.labels("rearmed").inc()
         await self._room()
-        return len(rang)
+        return len(due)
 
-    def _start(self, alarm: Alarm) -> None:
-        task = asyncio.create_task(self._tick(alarm))
+    def _start(self, timer: DueTimer) -> None:
+        task = asyncio.create_task(self._tick(timer))
         self._emitting.add(task)
         task.add_done_callback(self._emitting.discard)
 
-    async def _tick(self, alarm: Alarm) -> None:
-        event_id = f"{alarm.conversation_id}@{alarm.now.isoformat()}"[-200:]
-        tick = Tick(conversation_id=alarm.conversation_id, source=SOURCE, event_id=event_id, at=alarm.now)
+    async def _tick(self, timer: DueTimer) -> None:
+        event_id = f"{timer.conversation_id}@{timer.now.isoformat()}"[-200:]
+        tick = Tick(conversation_id=timer.conversation_id, source=SOURCE, event_id=event_id, at=timer.now)
         try:
             await self._emit(*encoded(tick))
         except UnavailableError as error:
             self._metrics.ticks.labels("failed").inc()
-            log.warning("tick not published; its alarm rings again", error=str(error))
+            log.warning("tick not published; its timer comes again", error=str(error))
         else:
             self._metrics.ticks.labels("emitted").inc()
-            self._metrics.tick_delay.observe((alarm.now - alarm.deadline).total_seconds())
+            self._metrics.tick_delay.observe((timer.now - timer.deadline).total_seconds())
 
     async def _room(self) -> None:
         """Waits while too many ticks are unacknowledged, but no longer than a round: a stuck partition starves none."""

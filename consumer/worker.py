@@ -6,7 +6,6 @@ from random import Random
 from typing import Protocol
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
 from consumer.decoding import decode_all
 from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, TooSlowError, UnavailableError
@@ -15,8 +14,10 @@ from consumer.observability.health import Health
 from consumer.observability.metrics import INVALID, Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.records import DeadLetter, Record
+from consumer.retry import Backoff, retrying
 from consumer.service.batch import Batch
-from consumer.service.cache import Memory
+from consumer.service.cache import ConversationCache
+from consumer.service.ports import LockHolder
 from consumer.service.service import ConversationService
 from consumer.settings import WorkerSettings
 from schemas import Reason
@@ -24,9 +25,11 @@ from schemas import Reason
 log = structlog.get_logger(__name__)
 SLOW_SECONDS = 0.5
 IDLE_SECONDS = 5.0
-"""How often a partition without news looks whether its offset is still as it left it: a rewind brings no records."""
+"""How often an idle partition compares the stored offset with its own: a rewind of the database brings no records."""
 RECHECK_SECONDS = 10.0
-"""How often a stopped partition looks whether somebody has mended its offset."""
+"""How often a stopped partition reads its stored offset: an operator may have set it."""
+LOCKED_SECONDS = 5.0
+"""How long somebody may hold a row before the log names them."""
 
 
 class PartitionLog(Protocol):
@@ -66,12 +69,16 @@ class DeadLetters(Protocol):
         """Returns when the topic has acknowledged all of them; raises `UnavailableError` otherwise."""
 
 
-class Offsets(Protocol):
-    """Where partitions go on, in the database."""
+class WorkerStore(Protocol):
+    """What a worker itself asks of the database. All methods raise `UnavailableError`."""
 
     async def stored_offset(self, partition: Partition) -> StoredOffset | None: ...
 
-    async def create_offset(self, partition: Partition, offset: StoredOffset) -> None: ...
+    async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
+        """Makes the row at the first assignment of a partition; one that is there stays as it is."""
+
+    async def lock_holder(self, conversation_id: str) -> LockHolder | None:
+        """Who holds the row of the conversation now; None if nobody does."""
 
 
 class PartitionWorker:
@@ -81,7 +88,7 @@ class PartitionWorker:
         self,
         source: PartitionLog,
         service: ConversationService,
-        offsets: Offsets,
+        store: WorkerStore,
         dead_letters: DeadLetters,
         *,
         settings: WorkerSettings,
@@ -91,91 +98,91 @@ class PartitionWorker:
     ) -> None:
         self._source = source
         self._service = service
-        self._offsets = offsets
+        self._store = store
         self._dead_letters = dead_letters
         self._settings = settings
         self._metrics = metrics
         self._health = health
         self._rng = rng or Random()
-        self._ceiling = wait_exponential(multiplier=0.1, max=settings.outage_backoff_max_seconds)
+        self._backoff = Backoff(0.1, settings.outage_backoff_max_seconds, self._rng)
         self._next_offset = self._mark = 0
-        self._memory = Memory(settings.max_remembered)
-        self._bite = settings.max_batch
+        self._cache = ConversationCache(settings.max_remembered)
+        self._batch_limit = settings.max_batch
+        self._unreadable_at: int | None = None
+        self._locked: dict[str, float] = {}
         self._name = f"{source.partition.topic}[{source.partition.number}]"
-        self._slow = f"{self._name}, writing"
+        self._writing = f"{self._name}, writing"
 
     async def run(self) -> None:
         """Applies the partition until it is given up. An unexpected error is a bug and ends the process."""
         try:
             await self._start()
-            while await self._step():
-                pass
+            while not self._source.is_given_up():
+                await self._step()
         except DrainingError:
             log.info("gave the partition up between transactions", partition=self._name)
         finally:
-            for name in (self._name, self._slow):
+            for name in (self._name, self._writing):
                 self._health.outages.pop(name, None)
             self._health.stopped.pop(self._name, None)
 
     async def _start(self) -> None:
-        """Seeks to the stored offset; where it does not fit the log, waits until somebody has mended it."""
-        mended = False
+        """Seeks to the stored offset; while it does not fit the log, waits for an operator to set it."""
         while True:
             try:
-                await self._patiently(self._seek_to_stored_offset)
+                return await self._through_outages(self._seek_to_stored_offset)
             except PartitionStoppedError as error:
-                await self._stop_for_a_while(error)
-                mended = True
-            else:
-                if mended:
-                    self._health.stopped.pop(self._name, None)
-                return
+                await self._stop(error)
 
-    async def _step(self) -> bool:
-        """One batch; false once the partition is given up."""
+    async def _step(self) -> None:
+        """One batch, or one look at the stored offset if no record comes."""
         try:
-            records = await self._source.take(self._bite, IDLE_SECONDS)
+            records = await self._source.take(self._batch_limit, IDLE_SECONDS)
             if records:
                 self._health.stopped.pop(self._name, None)
                 await self._process(records)
             elif not self._source.is_given_up():
-                await self._patiently(self._look_for_a_rewind)
+                await self._through_outages(self._check_for_rewind)
         except PartitionStoppedError as error:
-            stopped_at = self._next_offset
-            await self._stop_for_a_while(error)
+            self._unreadable_at = self._next_offset
+            await self._stop(error)
             await self._start()
-            if self._next_offset != stopped_at:
-                self._health.stopped.pop(self._name, None)
-        return not self._source.is_given_up()
 
-    async def _look_for_a_rewind(self) -> None:
-        stored = await self._offsets.stored_offset(self._source.partition)
-        if stored is None or (stored.next_offset, stored.mark) != (self._next_offset, self._mark):
-            log.warning("the stored offset is not as it was left", partition=self._name)
-            await self._seek_to_stored_offset()
-
-    async def _stop_for_a_while(self, error: PartitionStoppedError) -> None:
+    async def _stop(self, error: PartitionStoppedError) -> None:
+        """Stops the partition for a while; the replica is not ready."""
         if self._health.stopped.get(self._name) != str(error):
             log.error("partition stopped", partition=self._name, error=str(error))
         self._health.stopped[self._name] = str(error)
         await self._sleep(RECHECK_SECONDS)
 
+    async def _check_for_rewind(self) -> None:
+        stored = await self._store.stored_offset(self._source.partition)
+        if stored is None or (stored.next_offset, stored.mark) != (self._next_offset, self._mark):
+            log.warning(
+                "the stored offset has changed: somebody set it, or the database lost commits", partition=self._name
+            )
+            await self._seek_to_stored_offset()
+
     async def _seek_to_stored_offset(self) -> None:
         partition, cluster_id = self._source.partition, await self._source.cluster_id()
         first, end = await self._source.bounds()
-        stored = await self._offsets.stored_offset(partition)
+        stored = await self._store.stored_offset(partition)
         if stored is None:
-            await self._offsets.create_offset(partition, StoredOffset(cluster_id, first))
-            stored = await self._offsets.stored_offset(partition) or StoredOffset(cluster_id, first)
-        mend = f"run `conversation-consumer offsets set {partition.topic} {partition.number} OFFSET`"
+            await self._store.create_offset(partition, StoredOffset(cluster_id, first))
+            stored = await self._store.stored_offset(partition) or StoredOffset(cluster_id, first)
+        remedy = f"run `conversation-consumer offsets set {partition.topic} {partition.number} OFFSET`"
         if stored.cluster_id != cluster_id:
             raise PartitionStoppedError(
-                f"the stored offset counts in cluster {stored.cluster_id}, not {cluster_id}: {mend}"
+                f"the stored offset counts in cluster {stored.cluster_id}, not {cluster_id}: {remedy}"
             )
         if not first <= stored.next_offset <= end:
-            raise PartitionStoppedError(f"stored offset {stored.next_offset} is outside the log {first}..{end}: {mend}")
+            raise PartitionStoppedError(
+                f"stored offset {stored.next_offset} is outside the log {first}..{end}: {remedy}"
+            )
+        if stored.next_offset != self._unreadable_at:
+            self._health.stopped.pop(self._name, None)
         self._next_offset, self._mark = stored.next_offset, stored.mark
-        self._memory.forget()
+        self._cache.clear()
         self._source.seek(stored.next_offset)
         log.info("partition started", partition=self._name, next_offset=stored.next_offset)
 
@@ -183,48 +190,66 @@ class PartitionWorker:
         """Decode, dead letters, effects and offset, advisory commit: in this order, so that nothing is skipped."""
         self._metrics.batch_events.observe(len(records))
         good, bad = decode_all(records, self._settings.max_record_bytes)
-        await self._bury(bad)
+        await self._dead_letter(bad)
         progress = Progress(self._source.partition, self._next_offset, records[-1].offset + 1, self._mark)
         try:
             with self._metrics.inflight(len(good)):
-                await self._apply(good, progress)
+                self._mark = await self._apply(good, progress)
         except StaleOwnerError as error:
             log.warning("another owner or a rewind moved the offset", partition=self._name, error=str(error))
             await self._start()
         except TooSlowError as error:
-            await self._take_smaller_bites(len(records), error)
+            await self._reduce_batches(len(records), error)
         else:
-            self._health.outages.pop(self._slow, None)
-            self._bite = min(2 * self._bite, self._settings.max_batch)
+            self._health.outages.pop(self._writing, None)
+            self._batch_limit = min(2 * self._batch_limit, self._settings.max_batch)
             self._next_offset = progress.end
             self._source.applied(progress.end)
 
-    async def _take_smaller_bites(self, records: int, error: TooSlowError) -> None:
+    async def _reduce_batches(self, records: int, error: TooSlowError) -> None:
         """A database that cannot write so much in time may be able to write half of it."""
-        self._bite = max(1, records // 2)
+        self._batch_limit = max(1, records // 2)
         log.warning(
-            "the database is too slow: smaller batches", partition=self._name, records=self._bite, error=str(error)
+            "the database is too slow: smaller batches",
+            partition=self._name,
+            records=self._batch_limit,
+            error=str(error),
         )
-        self._health.outages[self._slow] = str(error)
+        self._health.outages[self._writing] = str(error)
         await self._sleep(self._rng.uniform(0, SLOW_SECONDS))
         await self._start()
 
-    async def _apply(self, good: Sequence[tuple[Record, Event]], progress: Progress) -> None:
-        batch = Batch([event for _, event in good], progress, self._source.partition.topic, self._memory)
-        await self._patiently(lambda: self._service.consume(batch, self._sleep), but=TooSlowError)
-        if batch.refused:
-            why = "PostgreSQL refused a value"
-            await self._bury([DeadLetter(good[i][0], Reason.REFUSED, why) for i in batch.refused])
-            batch.buried = True
-            await self._patiently(lambda: self._service.consume(batch, self._sleep))
-        if batch.progress is not None:
-            self._mark = batch.progress.mark
+    async def _apply(self, good: Sequence[tuple[Record, Event]], progress: Progress) -> int:
+        """Writes the events with their offset; the fencing token that the last transaction left."""
 
-    async def _bury(self, letters: Sequence[DeadLetter]) -> None:
-        """The dead letters are acknowledged before anything else of their batch happens."""
+        async def dead_letter(refused: Sequence[int]) -> None:
+            await self._dead_letter(
+                [DeadLetter(good[i][0], Reason.REFUSED, "PostgreSQL refused a value") for i in refused]
+            )
+
+        async def back_off(seconds: float) -> None:
+            await self._report_locked_rows(batch)
+            await self._sleep(seconds)
+
+        batch = Batch(
+            [event for _, event in good],
+            progress,
+            topic=progress.partition.topic,
+            cache=self._cache,
+            dead_letter=dead_letter,
+        )
+        try:
+            await self._through_outages(lambda: self._service.consume(batch, back_off), but=TooSlowError)
+        finally:
+            self._note_locked({})
+        assert batch.progress is not None
+        return batch.progress.mark
+
+    async def _dead_letter(self, letters: Sequence[DeadLetter]) -> None:
+        """Returns when the dead letters are acknowledged: nothing else of their batch comes before."""
         if not letters:
             return
-        await self._patiently(lambda: self._dead_letters.send(letters))
+        await self._through_outages(lambda: self._dead_letters.send(letters))
         for letter in letters:
             self._metrics.dead_lettered(letter.record.topic, INVALID, letter.reason)
             self._health.last_dead_letters.appendleft(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {letter.reason}")
@@ -236,33 +261,40 @@ class PartitionWorker:
                 error=letter.error,
             )
 
-    async def _patiently(self, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()] = ()) -> None:
-        """Through outages, however long: the partition waits, not ready, while heartbeats go on."""
-        try:
-            await action()
-        except UnavailableError as error:
-            await self._sit_out(error, action, but)
+    async def _report_locked_rows(self, batch: Batch) -> None:
+        """Names whoever holds a row for long, once for each conversation and batch."""
+        locked = batch.locked_longer_than(LOCKED_SECONDS)
+        for conversation_id in locked.keys() - self._locked.keys():
+            holder = await self._store.lock_holder(conversation_id)
+            log.warning(
+                "a row is held by another transaction: its partition waits",
+                partition=self._name,
+                conversation_id=conversation_id,
+                held_by=str(holder) if holder else "nobody any more",
+            )
+            if holder:
+                self._health.blocked[self._name] = f"waits for a row that {holder} holds"
+        self._note_locked(locked)
+
+    def _note_locked(self, locked: dict[str, float]) -> None:
+        self._metrics.blocked_conversations.inc(len(locked) - len(self._locked))
+        self._locked = locked
+        if not locked:
+            self._health.blocked.pop(self._name, None)
+
+    async def _through_outages(
+        self, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()] = ()
+    ) -> None:
+        """Retries for as long as an outage lasts: the partition waits, not ready, while heartbeats go on."""
+        async for attempt in retrying(
+            UnavailableError, self._backoff, self._sleep, but=but, before_sleep=self._note_outage
+        ):
+            with attempt:
+                await action()
         if self._health.outages.pop(self._name, None):
             log.info("outage over", partition=self._name)
 
-    async def _sit_out(
-        self, first: UnavailableError, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()]
-    ) -> None:
-        """Tries again; `first` is what the first attempt came to, made without the machinery that this takes."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(lambda e: isinstance(e, UnavailableError) and not isinstance(e, but)),
-            reraise=True,
-            wait=lambda state: self._rng.uniform(0, self._ceiling(state)),
-            sleep=self._sleep,
-            before_sleep=self._note_outage,
-        ):
-            with attempt:
-                if attempt.retry_state.attempt_number == 1:
-                    raise first
-                await action()
-
-    def _note_outage(self, state: RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
+    def _note_outage(self, error: BaseException, _: float) -> None:
         if self._name not in self._health.outages:
             log.warning("outage: partition paused", partition=self._name, error=str(error))
         self._health.outages[self._name] = str(error)

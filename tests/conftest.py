@@ -7,13 +7,12 @@ from contextlib import asynccontextmanager
 
 import hypothesis
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from consumer.observability.metrics import Metrics
 from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
+from tests.stack.broker import is_apache_kafka
 from tests.stack.database import execute, new_database
 from tests.stack.services import Services, services
 
@@ -28,26 +27,12 @@ def stack(pytestconfig: pytest.Config) -> Iterator[Services]:
     with services() as found:
         if os.environ.get("REQUIRE_KAFKA") == "1" and not asyncio.run(is_apache_kafka(found.kafka)):
             pytest.exit(f"REQUIRE_KAFKA=1, but {found.kafka} is not Apache Kafka", returncode=1)
-        pytestconfig.stash[used_services] = found.how
+        pytestconfig.stash[used_services] = found.origin
         yield found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     terminalreporter.write_line(f"services: {config.stash.get(used_services, 'none were needed')}")
-
-
-async def is_apache_kafka(bootstrap_servers: str) -> bool:
-    """Asks for a setting that only Apache Kafka's own broker has."""
-    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await client.start()
-    try:
-        broker = (await client.describe_cluster())["brokers"][0]["node_id"]
-        resource = ConfigResource(ConfigResourceType.BROKER, str(broker), {"process.roles": ""})
-        (answer,) = await client.describe_configs([resource])
-        (described,) = answer.to_object()["resources"]
-        return any(entry["config_names"] == "process.roles" for entry in described["config_entries"])
-    finally:
-        await client.close()
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from consumer.errors import ConnectionLostError, ContentionError, RefusedError, 
 from consumer.lifecycle.model import Change, Conversation, HistoryRow, Session, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
-from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
-from consumer.ticker import Alarm
+from consumer.service.ports import NONE, Conversations, Decided, EventsById, LockHolder, Locking, Lost, Snapshot
+from consumer.ticker import DueTimer
 
 LOCK_TIMEOUT_SECONDS = 0.02
 Row = str | Partition
@@ -55,9 +55,9 @@ class MemoryDatabase:
         sessions = {session.number: session for session in (*before.sessions, *change.after.sessions)}
         self.conversations[key] = change.after._replace(sessions=tuple(sessions[n] for n in sorted(sessions)))
         self.rows.setdefault(key, []).extend((row, now) for row in change.rows)
-        alarms = [at for at in (self.wake_at.pop(key, None), session.idle_at, session.expires_at) if at]
+        timers = [at for at in (self.wake_at.pop(key, None), session.idle_at, session.expires_at) if at]
         if session.expires_at is not None:
-            self.wake_at[key] = min(alarms)
+            self.wake_at[key] = min(timers)
 
     async def released(self, seconds: float) -> None:
         """Waits until any lock is released; raises `ContentionError` after that long."""
@@ -185,7 +185,7 @@ class Transaction:
 
 
 class MemoryStore:
-    """`service.Store`, `worker.Offsets` and `ticker.Alarms` of one client of a database in memory."""
+    """`service.Store`, `worker.Offsets` and `ticker.Timers` of one client of a database in memory."""
 
     def __init__(self, database: MemoryDatabase | None = None, statement: Statement = at_once) -> None:
         self.database = database or MemoryDatabase()
@@ -204,13 +204,13 @@ class MemoryStore:
     def offsets(self) -> dict[Partition, StoredOffset]:
         return self.database.offsets
 
-    async def load(self, events: EventsById, transaction: Transaction, remembered: Conversations = NONE) -> Snapshot:
+    async def load(self, events: EventsById, transaction: Transaction, cached: Conversations = NONE) -> Snapshot:
         """Three statements, as in PostgreSQL: others may write in between."""
         await transaction.statement("load")
-        current = {**remembered}
+        current = {**cached}
         for key in events:
             found = self.conversations.get(key)
-            if found and (key not in remembered or found.version != remembered[key].version):
+            if found and (key not in cached or found.version != cached[key].version):
                 current[key] = found.without_archive()
         await transaction.statement("known and now")
         now = self.database.clock()
@@ -229,12 +229,12 @@ class MemoryStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator["MemoryAttempt"]:
         async with self.transaction(progress) as transaction:
             if locking is Locking.PESSIMISTIC:
                 await self.lock(transaction, *(key for key in events if key in self.conversations))
-            snapshot = await self.load(events, transaction, remembered)
+            snapshot = await self.load(events, transaction, cached)
             yield MemoryAttempt(self, transaction, snapshot, progress, locking)
 
     async def save(
@@ -271,20 +271,26 @@ class MemoryStore:
         async with self.transaction() as transaction:
             transaction.stage(lambda: self.offsets.update({partition: self.offsets.get(partition, offset)}))
 
-    async def ring(self, limit: int) -> Sequence[Alarm]:
+    async def lock_holder(self, conversation_id: str) -> LockHolder | None:
+        await self._statement("lock holder")
+        if (holder := self.database.holders.get(conversation_id)) is None:
+            return None
+        return LockHolder(id(holder), "memory", "somebody", self.database.clock(), "active")
+
+    async def take_due_timers(self, limit: int) -> Sequence[DueTimer]:
         async with self.transaction() as transaction:
-            await transaction.statement("ring")
+            await transaction.statement("due timers")
             now = self.database.clock()
             due = [key for at, key in sorted((at, key) for key, at in self.database.wake_at.items()) if at <= now]
             free = [key for key in due if await transaction.lock(key, patiently=False)][:limit]
-            return [self._ring(transaction, key, now) for key in free]
+            return [self._push_back(transaction, key, now) for key in free]
 
-    def _ring(self, transaction: Transaction, key: str, now: datetime) -> Alarm:
+    def _push_back(self, transaction: Transaction, key: str, now: datetime) -> DueTimer:
         deadline = self.conversations[key].sessions[-1].deadline
         assert deadline is not None
         pause = min(max(now - deadline, timedelta(seconds=60)), timedelta(minutes=15))
         transaction.stage(lambda: self.database.wake_at.update({key: deadline if deadline >= now else now + pause}))
-        return Alarm(key, deadline, now)
+        return DueTimer(key, deadline, now)
 
     async def overdue(self) -> int:
         await self._statement("overdue")

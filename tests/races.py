@@ -31,9 +31,9 @@ class RacingStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations
     ) -> AsyncIterator[Attempt]:
-        async with self._store.attempt(events, progress, locking, remembered) as attempt:
+        async with self._store.attempt(events, progress, locking, cached) as attempt:
             self._rounds += 1
             if self._rounds == 1:
                 await self._race.both_have_read.wait()

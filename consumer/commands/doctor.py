@@ -1,19 +1,53 @@
 """`doctor`: is everything in place? Checks in the order in which they depend on each other, each with its remedy."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from consumer.errors import ConfigurationError, UnavailableError
+import typer
+from rich.text import Text
+
+from consumer import settings as configuration
+from consumer.commands.output import out
+from consumer.errors import ConsumerError
 from consumer.kafka.admin import admin, check_topics, log_bounds, misplaced_share
 from consumer.kafka.placement import REMEDY
+from consumer.observability import logs
+from consumer.offsets import Partition, StoredOffset
 from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
+from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.settings import Settings
 
 SAMPLE = 200
 """Records of each partition whose place is checked."""
 MAX_SKEW = timedelta(seconds=1)
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Check that everything is in place, and say what to do where it is not. Exit code 1 if something is amiss."""
+    settings = configuration.load()
+    logs.configure(settings.log.model_copy(update={"level": "error"}))
+    raise typer.Exit(0 if asyncio.run(_print_findings(settings)) else 1)
+
+
+async def _print_findings(settings: Settings) -> bool:
+    """Whether all is well."""
+    healthy = True
+    findings = examine(settings)
+    try:
+        async for finding in findings:
+            healthy = healthy and not finding.remedy
+            mark = Text("✗ ", style="red") if finding.remedy else Text("✓ ", style="green")
+            out.print(Text.assemble(mark, f"{finding.check}: {finding.seen}"), soft_wrap=True)
+            if finding.remedy:
+                out.print(Text(f"  → {finding.remedy}"), soft_wrap=True)
+    finally:
+        await findings.aclose()  # type: ignore[attr-defined]
+    return healthy
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +66,11 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         kafka_answers = kafka_answers or not finding.remedy
         yield finding
     async with PostgresStore.open(settings.database) as store:
+        has_tables = False
         async for finding in _database(store):
+            has_tables = has_tables or finding.check == "deadlines"
             yield finding
-            if finding.remedy:
-                return
-        if kafka_answers:
+        if kafka_answers and has_tables:
             yield await _offsets(settings, store)
 
 
@@ -45,11 +79,12 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
         async with admin(settings.kafka) as client:
             yield Finding("Kafka answers", f"cluster {await client.cluster_id()}")
             topics = await client.topics()
-        await check_topics(settings.kafka)
-    except UnavailableError as error:
-        yield Finding("Kafka answers", str(error), "check CONSUMER_KAFKA__BOOTSTRAP_SERVERS and the brokers")
+    except ConsumerError as error:
+        yield Finding("Kafka answers", "no", str(error))
         return
-    except ConfigurationError as error:
+    try:
+        await check_topics(settings.kafka)
+    except ConsumerError as error:
         yield Finding("topics", "not as this build needs them", str(error))
         return
     yield Finding("topics", f"{', '.join(settings.kafka.topics)} and {settings.kafka.dead_letter_topic} are there")
@@ -65,7 +100,7 @@ async def _partitioner(settings: Settings) -> Finding:
     """Whether the last records are on the partition of their key."""
     try:
         shares = await misplaced_share(settings.kafka, SAMPLE)
-    except UnavailableError as error:
+    except ConsumerError as error:
         return Finding("partitioner", "not checked", str(error))
     text = ", ".join(f"{topic}: {wrong} of the last {read} misplaced" for topic, (wrong, read) in shares.items())
     return Finding("partitioner", text, REMEDY if any(wrong for wrong, _ in shares.values()) else "")
@@ -75,14 +110,12 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     try:
         skew = await store.now() - datetime.now(UTC)
         revision = await store.schema_revision()
-    except UnavailableError as error:
-        yield Finding("PostgreSQL answers", str(error), "check CONSUMER_DATABASE__URL and the server")
+    except ConsumerError as error:
+        yield Finding("PostgreSQL answers", "no", str(error))
         return
     yield Finding("PostgreSQL answers", "yes")
-    newest = migrations.head()
-    remedy = "" if revision == newest else "run `conversation-consumer migrate`"
-    yield Finding("schema", f"at {revision or 'nothing'}, newest is {newest}", remedy)
-    if revision is None:
+    yield _schema(revision, migrations.head())
+    if revision is None or revision < REQUIRED_REVISION:
         return
     remedy = "" if abs(skew) < MAX_SKEW else "set the clocks by NTP: events ahead of the database's clock are clamped"
     yield Finding("clocks", f"the database is {skew.total_seconds():+.3f} s ahead", remedy)
@@ -91,18 +124,38 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     yield Finding("deadlines", f"{overdue} passed a minute ago or longer and have no effect yet", remedy)
 
 
+def _schema(revision: str | None, newest: str) -> Finding:
+    if revision is not None and revision > newest:
+        return Finding("schema", f"at {revision}, newer than the {newest} of this build: fine")
+    remedy = "" if revision == newest else "run `conversation-consumer migrate`"
+    return Finding("schema", f"at {revision or 'nothing'}, newest is {newest}", remedy)
+
+
 async def _offsets(settings: Settings, store: PostgresStore) -> Finding:
     """Whether every partition can go on where it stopped."""
-    mine = [(p, o) for p, o in await store.stored_offsets() if p.group == settings.kafka.group_id]
-    bounds = await log_bounds(settings.kafka, [partition for partition, _ in mine])
-    async with admin(settings.kafka) as client:
-        cluster_id = await client.cluster_id()
-    wrong = [
-        f"{partition.topic}[{partition.number}] at {offset.next_offset}"
-        for partition, offset in mine
-        if offset.cluster_id != cluster_id or not bounds[partition][0] <= offset.next_offset <= bounds[partition][1]
-    ]
-    behind = sum(bounds[partition][1] - offset.next_offset for partition, offset in mine)
-    if wrong:
-        return Finding("offsets", f"not in the log: {', '.join(wrong)}", "run `conversation-consumer offsets set`")
-    return Finding("offsets", f"{len(mine)} partitions, {behind:,} records behind")
+    stored = {p: o for p, o in await store.stored_offsets() if p.group == settings.kafka.group_id}
+    if not stored:
+        return Finding("offsets", f"none stored for group {settings.kafka.group_id}: no replica has run yet")
+    try:
+        async with admin(settings.kafka) as client:
+            cluster_id, topics = await client.cluster_id(), await client.topics()
+        there = [partition for partition in stored if partition.number < topics.get(partition.topic, 0)]
+        bounds = await log_bounds(settings.kafka, there)
+    except ConsumerError as error:
+        return Finding("offsets", "cannot be compared with the log", str(error))
+    return _compared(stored, bounds, cluster_id)
+
+
+def _compared(
+    stored: dict[Partition, StoredOffset], bounds: dict[Partition, tuple[int, int]], cluster_id: str
+) -> Finding:
+    misfits, behind = [], 0
+    for partition, offset in stored.items():
+        first, end = bounds.get(partition, (0, -1))
+        if offset.cluster_id != cluster_id or not first <= offset.next_offset <= end:
+            misfits.append(f"{partition.topic}[{partition.number}] at {offset.next_offset}")
+        behind += max(0, end - offset.next_offset)
+    if misfits:
+        remedy = "run `conversation-consumer offsets show`, then `offsets set TOPIC PARTITION OFFSET --yes`"
+        return Finding("offsets", f"not in the log: {', '.join(misfits)}", remedy)
+    return Finding("offsets", f"{len(stored)} partitions, {behind:,} records behind")

@@ -11,29 +11,34 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
-from rich.console import Console
+import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from consumer import settings as configuration
+from consumer.commands.output import Yes, err, moment, out
+from consumer.commands.replica import check_schema, stop_on_signals
 from consumer.errors import ConfigurationError, ConsumerError, ContentionError
-from consumer.kafka.admin import RETENTION_SLACK, KafkaAdmin
+from consumer.kafka.admin import RETENTION_SLACK, KafkaAdmin, admin
 from consumer.postgres.store import PostgresStore
-from consumer.settings import spelled
+from consumer.retry import Backoff, retrying
+from consumer.settings import format_duration
 
 BATCH_PAGES = 128
 """A mebibyte, of some 6,000 rows: a transaction of a moment."""
-RETRY_SECONDS = 0.2
-PATIENCE_SECONDS = 30.0
+BACKOFF = Backoff(0.1, 0.5)
+RETRY_SECONDS = 30.0
 """How long a batch waits for whoever holds the table, an index build or another pruning."""
+
+app = typer.Typer(add_completion=False)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PrunePlan:
     """What is to go: rows recorded before `before`, the database's now less the horizon.
 
     `retentions` has for each input topic how old its records may become.
@@ -55,7 +60,54 @@ class Pruned:
     whole: bool
 
 
-async def make_plan(kafka: KafkaAdmin, store: PostgresStore, topics: tuple[str, ...], horizon: timedelta) -> Plan:
+@app.command()
+def prune(
+    older_than: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="As 30d; default: CONSUMER_PRUNE__HORIZON.")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Pages of the table per transaction, of some 50 rows each.")
+    ] = BATCH_PAGES,
+    pause: Annotated[float, typer.Option(min=0, help="Seconds of rest between two transactions.")] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be removed.")] = False,
+    yes: Yes = False,
+) -> None:
+    """Remove history older than a horizon; conversations stay. It may be stopped (exit code 1) and run again."""
+    if dry_run and yes:
+        raise typer.BadParameter("--dry-run or --yes, not both")
+    settings = configuration.load()
+    horizon = configuration.duration(older_than) if older_than is not None else settings.prune.horizon
+
+    async def work() -> bool:
+        async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:
+            await check_schema(store)
+            plan = await make_plan(client, store, settings.kafka.topics, horizon)
+            _print_plan(plan)
+            if not (yes or dry_run):
+                out.print("nothing done: add --yes, or --dry-run to count the rows")
+                return True
+            stopping = asyncio.Event()
+            stop_on_signals(stopping.set)
+            done = await carry_out(store, plan, stopping, batch_pages=batch, pause_seconds=pause, dry_run=dry_run)
+            _print_result(done, "to remove, counted" if dry_run else "removed")
+            return done.whole
+
+    raise typer.Exit(0 if asyncio.run(work()) else 1)
+
+
+def _print_plan(plan: PrunePlan) -> None:
+    out.print(f"to go: history recorded before {moment(plan.before)}, {format_duration(plan.horizon)} ago")
+    out.print(f"table: {plan.pages * plan.page_bytes / 2**20:,.1f} MiB, {plan.pages:,} pages")
+    for topic, retention in plan.retentions.items():
+        out.print(f"{topic}: no record is older than {format_duration(retention)}", markup=False)
+
+
+def _print_result(done: Pruned, what: str) -> None:
+    rest = "" if done.whole else "; stopped before the end: run it again to go on"
+    out.print(f"{done.rows:,} rows {what} in {done.seconds:.1f} s, {done.rows / done.seconds:,.0f} rows/s{rest}")
+
+
+async def make_plan(kafka: KafkaAdmin, store: PostgresStore, topics: tuple[str, ...], horizon: timedelta) -> PrunePlan:
     """Raises `ConfigurationError` if a record that is still in the log of a topic might lose its row."""
     there = await kafka.topics()
     if missing := [topic for topic in topics if topic not in there]:
@@ -69,7 +121,7 @@ async def make_plan(kafka: KafkaAdmin, store: PostgresStore, topics: tuple[str, 
         before = await store.now() - horizon
     except OverflowError:
         raise ConfigurationError("the horizon lies before the year 1: choose a shorter one") from None
-    return Plan(horizon, before, retentions, *await _patiently(store.history_size))
+    return PrunePlan(horizon, before, retentions, *await _through_contention(store.history_size))
 
 
 def _checked(topic: str, retention: timedelta | None, horizon: timedelta) -> timedelta:
@@ -79,19 +131,19 @@ def _checked(topic: str, retention: timedelta | None, horizon: timedelta) -> tim
             f"{topic} keeps records for ever, so no history can be pruned: {why}. "
             "Give the topic a retention.ms, and cleanup.policy=delete"
         )
+    least = format_duration(retention)
     if horizon < retention:
         raise ConfigurationError(
-            f"a horizon of {spelled(horizon)} is too short: a record of {topic} can become {spelled(retention)} old "
-            f"(retention.ms + segment.ms + {spelled(RETENTION_SLACK)}), and {why}. "
-            f"Prune with --older-than {spelled(retention)} or more, or lower the topic's retention.ms or segment.ms"
+            f"a horizon of {format_duration(horizon)} is too short: a record of {topic} can become {least} old "
+            f"(retention.ms + segment.ms + {format_duration(RETENTION_SLACK)}), and {why}. "
+            f"Prune with --older-than {least} or more, or lower the topic's retention.ms or segment.ms"
         )
     return retention
 
 
 async def carry_out(
-    console: Console,
     store: PostgresStore,
-    plan: Plan,
+    plan: PrunePlan,
     stopping: asyncio.Event,
     *,
     batch_pages: int = BATCH_PAGES,
@@ -104,11 +156,11 @@ async def carry_out(
     """
     act, started, rows, seen = (store.count_old if dry_run else store.prune), time.perf_counter(), 0, 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         task = progress.add_task("0 rows, pages", total=plan.pages)
         while seen < plan.pages and not stopping.is_set():
             pages = range(seen, min(seen + batch_pages, plan.pages))
-            rows += await _patiently(act, pages, plan.before)
+            rows += await _through_contention(act, pages, plan.before)
             seen = pages.stop
             progress.update(task, completed=seen, description=f"{rows:,} rows, pages")
             if pause_seconds and seen < plan.pages:
@@ -116,15 +168,10 @@ async def carry_out(
     return Pruned(rows, time.perf_counter() - started, whole=seen >= plan.pages)
 
 
-async def _patiently(act: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Waits for whoever has the table to himself, for a while. Raises `ConsumerError` if it lasts."""
+async def _through_contention(act: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Waits for a while for whoever holds the table. Raises `ConsumerError` if it lasts."""
     try:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(ContentionError),
-            wait=wait_fixed(RETRY_SECONDS),
-            stop=stop_after_delay(PATIENCE_SECONDS),
-            reraise=True,
-        ):
+        async for attempt in retrying(ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS):
             with attempt:
                 found = await act(*args, **kwargs)
     except ContentionError as error:

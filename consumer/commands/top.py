@@ -1,67 +1,82 @@
 """`top`: replicas side by side, read off any /metrics."""
 
+import asyncio
 import time
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Annotated
 
-from rich.console import Console
+import aiohttp
+import typer
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from consumer.commands.output import out
 from consumer.errors import UnavailableError
 from consumer.observability.metrics import parsed
-from consumer.observability.status import Status, read_status
+from consumer.observability.status import ReplicaStatus, read_status
 
-HEADINGS = (
-    "replica",
-    "events/s",
-    "partitions",
-    "lag",
-    "oldest",
-    "conflict rate",
-    "mean retries",
-    "locked",
-    "dead letters",
-)
+HEADINGS = ("events/s", "partitions", "lag", "oldest", "conflicts", "retries", "locked", "dead")
+TIMEOUT = aiohttp.ClientTimeout(total=5)
+Before = dict[str, tuple[float, int]]
+"""Replica -> (time, events) of the last round, for the rate."""
+app = typer.Typer(add_completion=False)
 
 
-def scrape(url: str) -> Status:
+@app.command()
+def top(
+    urls: Annotated[list[str], typer.Argument(help="Replicas, as HOST:PORT or the URL of their /metrics.")],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between rounds.")] = 1.0,
+    rounds: Annotated[int | None, typer.Option(min=1, help="End after so many; default: never.")] = None,
+) -> None:
+    """Watch replicas: rate, lag, conflict rate, mean retries, lock escalations, dead letters."""
+    with suppress(KeyboardInterrupt):
+        asyncio.run(watch(urls, interval, rounds))
+
+
+async def watch(urls: Sequence[str], interval_seconds: float, rounds: int | None) -> None:
+    """Redraws every interval, `rounds` times or until interrupted."""
+    before: Before = {}
+    with Live(console=out, auto_refresh=False) as live:
+        while rounds is None or rounds > 0:
+            live.update(await draw(urls, before, scrape), refresh=True)
+            rounds = None if rounds is None else rounds - 1
+            if rounds != 0:
+                await asyncio.sleep(interval_seconds)
+
+
+async def scrape(url: str) -> ReplicaStatus:
     """The status of a replica. Raises `UnavailableError` where nobody answers with metrics."""
     address = url if "/" in url.removeprefix("http://").removeprefix("https://") else f"{url}/metrics"
     address = address if address.startswith(("http://", "https://")) else f"http://{address}"
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 - http(s) only, see above
-            return read_status(parsed(answer.read().decode()))
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"{address}: {error}") from error
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session, session.get(address) as answer:
+            return read_status(parsed(await answer.text()))
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise UnavailableError(f"no answer from {address}: {error or type(error).__name__}") from error
 
 
-def show(console: Console, urls: Sequence[str], interval_seconds: float, rounds: int | None) -> None:
-    """Redraws every interval, `rounds` times or until interrupted."""
-    before: dict[str, tuple[float, int]] = {}
-    with Live(console=console, auto_refresh=False) as live:
-        while rounds is None or rounds > 0:
-            live.update(draw(urls, before, scrape), refresh=True)
-            rounds = None if rounds is None else rounds - 1
-            if rounds != 0:
-                time.sleep(interval_seconds)
-
-
-def draw(urls: Sequence[str], before: dict[str, tuple[float, int]], read: Callable[[str], Status]) -> Table:
-    """One round; `before` remembers each replica's (time, events) for the rate."""
-    table = Table(*HEADINGS)
+async def draw(urls: Sequence[str], before: Before, read: Callable[[str], Awaitable[ReplicaStatus]]) -> Group:
+    """One round. The names of replicas are folded, never cut: their ends tell them apart."""
+    errors: list[Text] = []
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("replica", overflow="fold", min_width=min(24, max(map(len, urls))))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for url in urls:
         try:
-            status = read(url)
+            status = await read(url)
         except UnavailableError as error:
-            table.add_row(url, f"[red]{error}")
+            errors.append(Text(str(error), style="red"))
             continue
         table.add_row(url, *_cells(status, before.get(url)))
         before[url] = (time.monotonic(), status.events)
-    return table
+    return Group(table, *errors)
 
 
-def _cells(status: Status, before: tuple[float, int] | None) -> tuple[str, ...]:
+def _cells(status: ReplicaStatus, before: tuple[float, int] | None) -> tuple[str, ...]:
     rate = (status.events - before[1]) / (time.monotonic() - before[0]) if before else 0.0
     return (
         f"{rate:,.0f}" if before else "",

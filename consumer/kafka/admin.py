@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -26,6 +27,14 @@ HEADER_BYTES = 1024
 """Room that the error headers of a dead letter may take beyond the record."""
 
 
+@dataclass(frozen=True, slots=True)
+class TopicLayout:
+    """How many partitions a topic has, and how many replicas the one with fewest."""
+
+    partitions: int
+    replicas: int
+
+
 class KafkaAdmin:
     """Topics, their settings, and the cluster's id."""
 
@@ -41,6 +50,12 @@ class KafkaAdmin:
         with classified():
             described = await self._client.describe_topics()
         return {topic["topic"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
+
+    async def describe(self, topic: str) -> "TopicLayout":
+        with classified():
+            (described,) = await self._client.describe_topics([topic])
+        replicas = min((len(partition["replicas"]) for partition in described["partitions"]), default=0)
+        return TopicLayout(len(described["partitions"]), replicas)
 
     async def max_message_bytes(self, topic: str) -> int:
         return int((await self._configs(topic, "max.message.bytes"))["max.message.bytes"])

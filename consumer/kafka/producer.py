@@ -11,10 +11,12 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from consumer.errors import PartitionStoppedError
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
-from consumer.records import DeadLetter
+from consumer.records import DeadLetter, Record
 from consumer.settings import KafkaSettings
 
 HEADER = "__consumer.errors."
+FACTS = ("topic", "partition", "offset", "timestamp", "group", "reason", "error")
+"""The headers that a dead letter gets after its own, in their order."""
 INFLATED = 64
 """How many times its compressed size a record may have."""
 
@@ -52,6 +54,12 @@ class KafkaProducer:
             sent = [await self._send(topic, key, value) for key, value in records]
             await asyncio.gather(*sent)
 
+    async def send_records(self, records: Iterable[Record]) -> None:
+        """Sends records to their topics as they are, partitioned by murmur2 of the key. Raises `UnavailableError`."""
+        with classified():
+            sent = [await self._send(record.topic, record.key, record.value, record.headers) for record in records]
+            await asyncio.gather(*sent)
+
     async def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         with classified():
@@ -67,16 +75,9 @@ class KafkaProducer:
     async def _enqueue(self, dead_letter: DeadLetter) -> Any:
         """The future of its acknowledgement."""
         record = dead_letter.record
-        details = {
-            "topic": record.topic,
-            "partition": record.partition,
-            "offset": record.offset,
-            "timestamp": record.timestamp,
-            "group": self._settings.group_id,
-            "reason": dead_letter.reason,
-            "error": dead_letter.error,
-        }
-        headers = [*record.headers, *((HEADER + name, str(detail).encode()) for name, detail in details.items())]
+        place = (record.topic, record.partition, record.offset, record.timestamp)
+        facts = zip(FACTS, (*place, self._settings.group_id, dead_letter.reason, dead_letter.error), strict=True)
+        headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts)]
         return await self._send(self._settings.dead_letter_topic, record.key, record.value, headers)
 
     async def _send(

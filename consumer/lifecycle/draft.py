@@ -16,7 +16,7 @@ from consumer.lifecycle.model import (
 
 
 class Draft:
-    """A conversation while events are applied to it, and the rows that tell what they did. Never leaves this module."""
+    """A conversation while events are applied to it, and the rows of what they did. Never leaves the lifecycle."""
 
     __slots__ = ("conversation_id", "rows", "sessions", "version")
 
@@ -38,7 +38,7 @@ class Draft:
 
     def record(self, event: Closing, session: Session, outcome: Outcome) -> Outcome:
         """Takes `session` as the event leaves it, with the event's own row."""
-        before = self._put(session)
+        before = self._set(session)
         row = HistoryRow(
             self.conversation_id,
             event.source,
@@ -59,7 +59,7 @@ class Draft:
 
     def cause(self, kind: Kind, actor: str, session: Session, at: datetime) -> None:
         """Takes `session` after a transition that the event causes besides its own effect, dated `at`."""
-        before = self._put(session)
+        before = self._set(session)
         row = HistoryRow(
             conversation_id=self.conversation_id,
             source=CONSUMER_SOURCE,
@@ -77,7 +77,7 @@ class Draft:
         )
         self.rows.append(row)
 
-    def _put(self, session: Session) -> Status | None:
+    def _set(self, session: Session) -> Status | None:
         """The next version: `session` in its place, or after all others. The status that it had before."""
         self.version += 1
         place = session.number - self.sessions[0].number if self.sessions else 0

@@ -15,13 +15,13 @@ CONSUMER_SOURCE = "consumer"
 """`source` of the rows an event causes besides its own; reserved, no event may carry it."""
 
 
-class Word(StrEnum):
-    """A closed vocabulary. Its words hash as the strings that they equal, as `Enum` alone would not, and faster."""
+class Vocabulary(StrEnum):
+    """A closed vocabulary. Its members hash as the strings that they equal, as `Enum` alone would not, and faster."""
 
     __hash__ = str.__hash__
 
 
-class Status(Word):
+class Status(Vocabulary):
     PENDING = "pending"
     PROGRESS = "progress"
     IDLE_TIMEOUT = "idle_timeout"
@@ -36,18 +36,18 @@ class Status(Word):
         return self in OPEN
 
 
-class Author(Word):
+class Author(Vocabulary):
     USER = "user"
     AGENT = "agent"
     SUPPORT = "support"
     SYSTEM = "system"
 
 
-class Intent(Word):
+class Intent(Vocabulary):
     CLOSE = "close"
 
 
-class Kind(Word):
+class Kind(Vocabulary):
     """The short event types: values of `conversation_event.type` and of the `type` and `operation` labels."""
 
     INBOUND_MESSAGE = "inbound-message"
@@ -55,7 +55,7 @@ class Kind(Word):
     TICK = "tick"
 
 
-class Outcome(Word):
+class Outcome(Vocabulary):
     """What became of an event."""
 
     APPLIED = "applied"

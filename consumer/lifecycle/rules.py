@@ -178,8 +178,8 @@ def _close_open(draft: Draft, session: Session, event: Closing, policy: Policy) 
     newest = session.last_user_message_at
     if newest is None or newest <= event.at:
         return draft.record(event, _closed_by(event, session), APPLIED)
-    draft.record(event, _closed_by(event, _left_behind(session, newest, event.at)), APPLIED)
-    draft.cause(Kind.INBOUND_MESSAGE, USER, _taken_along(session, newest, policy), newest)
+    draft.record(event, _closed_by(event, _closed_part(session, newest, event.at)), APPLIED)
+    draft.cause(Kind.INBOUND_MESSAGE, USER, _next_session(session, newest, policy), newest)
     return APPLIED
 
 
@@ -209,15 +209,15 @@ def _opened_by(message: Message, number: int, policy: Policy) -> Session:
 
 
 def _received(session: Session, message: Message, policy: Policy) -> Session:
-    """The open session after a message: counted, accepted if it is the first answer, renewed if it is news."""
+    """The open session after a message: counted, accepted if it is the first answer, renewed if it is the newest."""
     at, author = message.at, message.author
     by_user, answered = author is USER, author is AGENT or author is SUPPORT
     accepts = not by_user and session.accepted_at is None
-    is_news = at > session.last_activity_at and (author is not SYSTEM or accepts)
-    resumes = is_news and session.status is IDLE_TIMEOUT
+    is_newest = at > session.last_activity_at and (author is not SYSTEM or accepts)
+    resumes = is_newest and session.status is IDLE_TIMEOUT
     status = PROGRESS if accepts or resumes else session.status
-    active_at = at if is_news else session.last_activity_at
-    renews = is_news or status is not session.status
+    active_at = at if is_newest else session.last_activity_at
+    renews = is_newest or status is not session.status
     idle_at, expires_at = deadlines(status, active_at, policy) if renews else (session.idle_at, session.expires_at)
     return Session(
         session.number,
@@ -266,8 +266,8 @@ def _reopened(expired: Session) -> Session:
     return expired._replace(status=status, closed_at=None, closed_by=None, close_reason=None)
 
 
-def _left_behind(session: Session, newest: datetime, at: datetime) -> Session:
-    """The session closed at `at` without the messages that the next session takes along."""
+def _closed_part(session: Session, newest: datetime, at: datetime) -> Session:
+    """The closed part of a split: the session closed at `at`, without the messages of the next session."""
     users = max(0, session.user_messages - 1)
     agents = max(0, session.agent_messages - _is_answered(session, newest))
     accepted = session.accepted_at is not None and session.accepted_at <= at
@@ -282,8 +282,8 @@ def _left_behind(session: Session, newest: datetime, at: datetime) -> Session:
     )
 
 
-def _taken_along(session: Session, newest: datetime, policy: Policy) -> Session:
-    """The next session, opened by the user's newest message and the answer to it, if there is one."""
+def _next_session(session: Session, newest: datetime, policy: Policy) -> Session:
+    """The next session of a split, opened by the user's newest message and the answer to it, if there is one."""
     answer = session.last_agent_message_at if _is_answered(session, newest) else None
     opened = _opened(session.number + 1, newest, policy)._replace(
         accepted_at=answer,

@@ -14,6 +14,7 @@ class Health:
     polled_at: float = field(default_factory=time.monotonic)
     outages: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
     last_dead_letters: deque[str] = field(default_factory=lambda: deque(maxlen=10))
 
     def alive(self, poll_timeout_seconds: float) -> bool:

@@ -34,7 +34,7 @@ class Pages:
 
     async def status(self, request: web.Request) -> web.Response:
         """This replica only; a page for browsers, JSON for everybody else."""
-        facts = read_status(samples(self._metrics.registry)), await self._not_ready(), self._health.last_dead_letters
+        facts = read_status(samples(self._metrics.registry)), self._health, await self._not_ready()
         if "text/html" in request.headers.get("Accept", ""):
             return web.Response(text=as_html(*facts), content_type="text/html")
         return web.json_response(as_json(*facts))

@@ -8,8 +8,9 @@ from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Flag, auto
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -29,8 +30,24 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 
 AGE_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 3600.0, 86400.0)
 
 
+class Part(Flag):
+    """What a process measures: it exports only that."""
+
+    WRITES = auto()
+    CONSUMER = auto()
+    TICKER = auto()
+    PROCESS = auto()
+
+    LIBRARY = WRITES
+    REPLICA = WRITES | CONSUMER | PROCESS
+    TICKER_PROCESS = TICKER | PROCESS
+
+
 class BulkHistogram(Histogram):
-    """A histogram that takes the observations of a batch at once: one increment a bucket instead of one each."""
+    """A histogram that takes the observations of a batch at once: one increment a bucket instead of one each.
+
+    It uses private fields of its base: pyproject.toml bounds the version, `TestBulkHistogram` holds what is assumed.
+    """
 
     def observe_all(self, amounts: Sequence[float]) -> None:
         """Those below zero, of a clock that is behind another, count as zero."""
@@ -47,15 +64,26 @@ class BulkHistogram(Histogram):
 class Metrics:
     """The catalogue, on a registry of its own, so that tests and several services in one process stay apart."""
 
-    def __init__(self, topics: Collection[str] = (), registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        topics: Collection[str] = (),
+        registry: CollectorRegistry | None = None,
+        parts: Part = Part.LIBRARY | Part.CONSUMER | Part.TICKER,
+    ) -> None:
+        """`registry`: to export them with others, such as `prometheus_client.REGISTRY`; default one of its own."""
         self.registry = registry or CollectorRegistry()
-        self._traffic(topics)
-        self._conflicts()
-        self._runtime()
-        self._ticker()
+        self._traffic(topics, self._of(Part.WRITES in parts))
+        self._conflicts(self._of(Part.WRITES in parts))
+        self._runtime(self._of(Part.CONSUMER in parts))
+        self._database(self.registry)
+        self._ticker(self._of(Part.TICKER in parts))
+        if Part.PROCESS in parts:
+            ProcessCollector(registry=self.registry)
 
-    def _traffic(self, topics: Collection[str]) -> None:
-        reg = self.registry
+    def _of(self, exported: bool) -> CollectorRegistry | None:
+        return self.registry if exported else None
+
+    def _traffic(self, topics: Collection[str], reg: CollectorRegistry | None) -> None:
         self.events = Counter(
             "conversation_events_total", "Events by outcome.", ["topic", "type", "outcome"], registry=reg
         )
@@ -96,8 +124,7 @@ class Metrics:
                 for outcome in set(Outcome) - {Outcome.DEAD_LETTER}:
                     self.events.labels(topic, kind, outcome)
 
-    def _conflicts(self) -> None:
-        reg = self.registry
+    def _conflicts(self, reg: CollectorRegistry | None) -> None:
         self.write_attempts = Counter(
             "conversation_write_attempts_total",
             "Attempts to write an event that has an effect: committed, or lost to another writer, or failed.",
@@ -106,7 +133,7 @@ class Metrics:
         )
         self.operation_retries = BulkHistogram(
             "conversation_operation_retries",
-            "Lost races of an event before it was committed.",
+            "Lost races of an event before its commit. Events that a lost race left nothing to do are not among them.",
             ["operation"],
             buckets=(0, 1, 2, 3, 5, 8),
             registry=reg,
@@ -122,7 +149,14 @@ class Metrics:
             "Conversations locked before reading, after several losses.",
             registry=reg,
         )
+        self.concurrency_errors = Counter(
+            "conversation_concurrency_errors_total",
+            "Calls of the service that gave up after losing too many races.",
+            ["operation"],
+            registry=reg,
+        )
         for kind in Kind:
+            self.concurrency_errors.labels(kind)
             self.operation_retries.labels(kind)
             self.retry_backoff.labels(kind)
             for result in ATTEMPT_RESULTS:
@@ -130,8 +164,10 @@ class Metrics:
             for reason in RETRY_REASONS:
                 self.retries.labels(kind, reason)
 
-    def _runtime(self) -> None:
-        reg = self.registry
+    def _runtime(self, reg: CollectorRegistry | None) -> None:
+        self.blocked_conversations = Gauge(
+            "conversation_blocked_conversations", "Conversations whose row somebody else holds for long.", registry=reg
+        )
         self.assigned_partitions = Gauge("conversation_assigned_partitions", "Partitions owned.", registry=reg)
         self.paused_partitions = Gauge("conversation_paused_partitions", "Partitions not being fetched.", registry=reg)
         self.rebalances = Counter("conversation_rebalances_total", "Group rebalances.", ["phase"], registry=reg)
@@ -146,6 +182,15 @@ class Metrics:
             buckets=(1, 2, 5, 10, 50, 100, 500, 1000, 2000, 5000),
             registry=reg,
         )
+        self.event_loop_lag = Gauge(
+            "conversation_event_loop_lag_seconds", "How late the event loop woke a timer.", registry=reg
+        )
+        for phase in ("assigned", "revoked"):
+            self.rebalances.labels(phase)
+        for result in ("ok", "error"):
+            self.offset_commits.labels(result)
+
+    def _database(self, reg: CollectorRegistry) -> None:
         self.db_transaction = Histogram(
             "conversation_db_transaction_seconds",
             "Duration of a transaction or a read.",
@@ -156,21 +201,13 @@ class Metrics:
         self.db_pool_connections = Gauge(
             "conversation_db_pool_connections", "Pool connections.", ["state"], registry=reg
         )
-        self.event_loop_lag = Gauge(
-            "conversation_event_loop_lag_seconds", "How late the event loop woke a timer.", registry=reg
-        )
         self.build_info = Gauge("conversation_build_info", "Always 1.", ["version"], registry=reg)
-        for phase in ("assigned", "revoked"):
-            self.rebalances.labels(phase)
-        for result in ("ok", "error"):
-            self.offset_commits.labels(result)
-        for operation in ("load", "save", "ring"):
+        for operation in ("load", "save", "timers"):
             self.db_transaction.labels(operation)
 
-    def _ticker(self) -> None:
-        reg = self.registry
+    def _ticker(self, reg: CollectorRegistry | None) -> None:
         self.ticks = Counter(
-            "conversation_ticks_total", "Alarms that rang, by what came of them.", ["result"], registry=reg
+            "conversation_ticks_total", "Timers that were due, by what came of them.", ["result"], registry=reg
         )
         self.tick_delay = Histogram(
             "conversation_tick_delay_seconds",
@@ -190,6 +227,11 @@ class Metrics:
         """Counts a write attempt per event with an effect."""
         for kind, times in Tally([event.kind for change in changes for event in change.effects]).items():
             self.write_attempts.labels(kind, result).inc(times)
+
+    def gave_up(self, changes: Iterable[Change]) -> None:
+        """Counts a `ConcurrencyError` raised to a library caller."""
+        for operation in {event.kind for change in changes for event in change.events}:
+            self.concurrency_errors.labels(operation).inc()
 
     def retried(self, change: Change, reason: str, backoff_seconds: float) -> None:
         """Counts a retry per event with an effect, and the wait before it."""

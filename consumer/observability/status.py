@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from consumer.observability.health import Health
 from consumer.observability.metrics import Sample, total
 
 PAGE = """<!doctype html>
@@ -31,7 +32,7 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class ReplicaStatus:
     """Since the replica started. No ids of conversations or events."""
 
     version: str
@@ -51,7 +52,7 @@ class Status:
         return self.conflicts / attempts if attempts else 0.0
 
 
-def read_status(samples: Sequence[Sample]) -> Status:
+def read_status(samples: Sequence[Sample]) -> ReplicaStatus:
     """The status behind a scrape."""
     lags = [sample for sample in samples if sample.name == "conversation_lag_records"]
     partitions = [
@@ -66,7 +67,7 @@ def read_status(samples: Sequence[Sample]) -> Status:
     letters = [sample for sample in samples if sample.name == "conversation_dead_letters_total" and sample.value]
     operations = total(samples, "conversation_operation_retries_count")
     builds = [sample.labels["version"] for sample in samples if sample.name == "conversation_build_info"]
-    return Status(
+    return ReplicaStatus(
         version=builds[0] if builds else "",
         partitions=tuple(sorted(partitions, key=lambda p: (p.topic, p.partition))),
         events=int(total(samples, "conversation_events_total")),
@@ -80,7 +81,7 @@ def read_status(samples: Sequence[Sample]) -> Status:
     )
 
 
-def as_json(status: Status, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> dict[str, object]:
+def as_json(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> dict[str, object]:
     return {
         "version": status.version,
         "ready": not not_ready,
@@ -101,11 +102,12 @@ def as_json(status: Status, not_ready: Sequence[str], last_dead_letters: Sequenc
         "transitions": status.transitions,
         "misplaced_records": status.misplaced_records,
         "dead_letters": status.dead_letters,
-        "last_dead_letter_reasons": list(last_dead_letters),
+        "last_dead_letter_reasons": list(health.last_dead_letters),
+        "blocked": dict(health.blocked),
     }
 
 
-def as_html(status: Status, not_ready: Sequence[str], last_dead_letters: Sequence[str]) -> str:
+def as_html(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> str:
     """The same as a page."""
     figures = [
         ("events", f"{status.events:,}"),
@@ -120,7 +122,8 @@ def as_html(status: Status, not_ready: Sequence[str], last_dead_letters: Sequenc
         _table("figures", ("since start", ""), figures),
         _table("partitions", ("topic", "partition", "lag", "oldest"), partitions),
         _table("dead-letters", ("dead letters", ""), sorted(status.dead_letters.items())),
-        _table("last-dead-letters", ("last dead letters",), [(reason,) for reason in last_dead_letters]),
+        _table("last-dead-letters", ("last dead letters",), [(reason,) for reason in health.last_dead_letters]),
+        _table("blocked", ("blocked partitions", ""), list(health.blocked.items())),
     ]
     return PAGE.format(
         version=escape(status.version),

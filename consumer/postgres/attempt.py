@@ -1,7 +1,7 @@
 """The hot transaction: guard, read, write, offset.
 
 Rows travel as arrays of rows, or by COPY: one statement per table and batch, whatever the number of conversations.
-SQLAlchemy owns tables and pool; the statements go to the driver itself, which takes half the time for them.
+SQLAlchemy owns the tables and the pool. The statements go to the driver itself, which takes half the time for them.
 """
 
 import time
@@ -34,7 +34,7 @@ _SESSION_LIST = ", ".join(_SESSION_COLUMNS)
 _STATUS = {status.value: status for status in Status}
 _AUTHOR = {author.value: author for author in Author}
 
-LOOK = """
+READ_VERSIONS_AND_KNOWN_IDS = """
     SELECT clock_timestamp(), NULL, NULL, NULL
     UNION ALL
     SELECT NULL, c.conversation_id, NULL, NULL FROM unnest($1::conversation_version[]) AS k
@@ -47,12 +47,20 @@ LOAD_ARCHIVE = f"""
     SELECT conversation_id, {_SESSION_LIST} FROM conversation_session_archive
     WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
 LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
-UPDATE = f"""
+VERSION_GUARD = "c.version = n.loaded"
+
+
+def update_statement(version_guard: str) -> str:
+    """Writes the rows that are as the guard asks, and returns their ids."""
+    return f"""
     UPDATE conversation AS c SET version = n.version, {", ".join(f"{name} = n.{name}" for name in _SESSION_COLUMNS)},
         wake_at = CASE WHEN n.expires_at IS NOT NULL THEN LEAST(c.wake_at, n.idle_at, n.expires_at) END
     FROM unnest($1::conversation_write[]) AS n
-    WHERE c.conversation_id = n.conversation_id AND c.version = n.loaded
+    WHERE c.conversation_id = n.conversation_id AND {version_guard}
     RETURNING c.conversation_id"""
+
+
+UPDATE = update_statement(VERSION_GUARD)
 INSERT = f"""
     INSERT INTO conversation (conversation_id, version, {_SESSION_LIST}, wake_at)
     SELECT conversation_id, version, {_SESSION_LIST}, LEAST(idle_at, expires_at) FROM unnest($1::conversation_write[])
@@ -63,10 +71,18 @@ ARCHIVE = f"""
     ON CONFLICT (conversation_id, session) DO UPDATE SET
         {", ".join(f"{name} = excluded.{name}" for name in _SESSION_COLUMNS if name != "session")}"""
 OF_PARTITION = "consumer_group = $1 AND topic = $2 AND partition = $3"
-ADVANCE = f"""
-    UPDATE kafka_offset SET next_offset = $6, mark = $7 WHERE {OF_PARTITION} AND next_offset = $4 AND mark = $5
+OFFSET_GUARD = "next_offset = $4 AND mark = $5"
+
+
+def advance_statement(offset_guard: str) -> str:
+    """Moves an offset that is as the guard asks; `mark` is its fencing token."""
+    return f"""
+    UPDATE kafka_offset SET next_offset = $6, mark = $7 WHERE {OF_PARTITION} AND {offset_guard}
     RETURNING 1"""
-HOLD = f"UPDATE kafka_offset SET next_offset = $4 WHERE {OF_PARTITION}"
+
+
+ADVANCE_OFFSET = advance_statement(OFFSET_GUARD)
+HOLD_OFFSET = f"UPDATE kafka_offset SET next_offset = $4 WHERE {OF_PARTITION}"
 
 
 class PostgresAttempt:
@@ -86,49 +102,50 @@ class PostgresAttempt:
 
 
 async def advance_offset(connection: asyncpg.Connection, progress: Progress) -> None:
-    """The guard: moves the partition's offset, if it is where it was left, and so holds it until the commit.
+    """The guard: moves the partition's offset if nobody else has, and locks it until the commit.
 
-    Another owner still holding it is an outage: it will be timed out.
+    Raises `StaleOwnerError` if somebody has, and `UnavailableError` while another owner locks it: the database
+    ends that owner's transaction in time.
     """
-    here = partition_key(progress.partition)
+    key = partition_key(progress.partition)
     try:
         with classified():
             moved = await connection.fetch(
-                ADVANCE, *here, progress.start, progress.mark, progress.end, progress.next_mark
+                ADVANCE_OFFSET, *key, progress.start, progress.mark, progress.end, progress.next_mark
             )
     except ContentionError as error:
         raise UnavailableError("another owner holds the partition's offset row") from error
     if not moved:
-        raise StaleOwnerError(
-            f"{progress.partition.topic}[{progress.partition.number}] is no longer as it was left at {progress.start}"
-        )
+        topic, number = progress.partition.topic, progress.partition.number
+        raise StaleOwnerError(f"{topic}[{number}] is no longer as this owner left it, at {progress.start}")
 
 
-async def load(connection: asyncpg.Connection, events: EventsById, remembered: Conversations) -> Snapshot:
-    """Rows before ids, or both at once: a version that still stands at the save proves the known ids complete."""
-    versions = [(key, remembered[key].version if key in remembered else 0) for key in events]
-    now, changed, known = await _read_versions_and_known_ids(connection, versions, _identities(events, remembered))
-    found = dict(remembered)
+async def load(connection: asyncpg.Connection, events: EventsById, cached: Conversations) -> Snapshot:
+    """Reads rows before ids, or both at once: a version that still stands at the save proves the known ids complete."""
+    versions = [(key, cached[key].version if key in cached else 0) for key in events]
+    now, changed, known = await _read_versions_and_known_ids(connection, versions, _identities(events, cached))
+    conversations = dict(cached)
     if changed:
         for row in await connection.fetch(LOAD, changed):
-            found[row[0]] = Conversation(row[0], row[1], (session_from_row(*row[2:]),))
+            conversations[row[0]] = Conversation(row[0], row[1], (session_from_row(*row[2:]),))
         now, _, known_by_now = await _read_versions_and_known_ids(connection, (), _identities(events, changed))
         known |= known_by_now
-    older = [key for key, known_as in found.items() if reaches_back(known_as, events[key], now)]
+    older = [key for key, loaded in conversations.items() if reaches_back(loaded, events[key], now)]
     for row in await connection.fetch(LOAD_ARCHIVE, older) if older else ():
-        *archived, current = found[row[0]].sessions
-        found[row[0]] = found[row[0]]._replace(sessions=(*archived, session_from_row(*row[1:]), current))
-    return Snapshot(now, found, known)
+        loaded = conversations[row[0]]
+        *archived, current = loaded.sessions
+        conversations[row[0]] = loaded._replace(sessions=(*archived, session_from_row(*row[1:]), current))
+    return Snapshot(now, conversations, known)
 
 
 async def _read_versions_and_known_ids(
     connection: asyncpg.Connection, versions: Collection[tuple[str, int]], identities: Collection[tuple[str, str, str]]
 ) -> tuple[datetime, list[str], dict[str, set[Identity]]]:
-    """Now, the conversations that are at other versions than these, and the events that are known: as of one moment."""
-    (now, *_), *answer = await connection.fetch(LOOK, versions, identities)
+    """The time, which conversations are at other versions than these, and which events are known: all at one moment."""
+    (now, *_), *rows = await connection.fetch(READ_VERSIONS_AND_KNOWN_IDS, versions, identities)
     changed: list[str] = []
     known: dict[str, set[Identity]] = {}
-    for _, key, source, event_id in answer:
+    for _, key, source, event_id in rows:
         if source is None:
             changed.append(key)
         else:
@@ -142,50 +159,53 @@ def _identities(events: EventsById, keys: Iterable[str]) -> list[tuple[str, str,
 
 async def _save(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
     changes = _writing(decided)
-    won = await _update(connection, changes) | await _insert(connection, [c for c in changes if c.before.version == 0])
-    await _write_history_and_outbox(connection, [change for change in changes if change.after.id in won], decided.now)
-    lost = {change.after.id: "version" for change in changes if change.after.id not in won}
+    written = await _update(connection, changes) | await _insert(connection, _new(changes))
+    await _write_history_and_outbox(connection, [c for c in changes if c.after.id in written], decided.now)
+    lost = {change.after.id: "version" for change in changes if change.after.id not in written}
     await _hold_offset(connection, progress, lost)
     return lost
 
 
 async def _save_unlocked(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
-    """As `_save`, but a row that somebody holds is lost at once instead of waited for."""
+    """As `_save`, but a row that somebody else locks is a conflict at once: nobody waits for it."""
     changes = _writing(decided)
-    free = {row[0] for row in await connection.fetch(f"{LOCK} SKIP LOCKED", [c.after.id for c in changes])}
-    won = await _update(connection, [change for change in changes if change.after.id in free])
-    new = [change for change in changes if change.before.version == 0]
-    won |= await _insert_unblocked(connection, new, time.monotonic() + BISECT_SECONDS)
-    await _write_history_and_outbox(connection, [change for change in changes if change.after.id in won], decided.now)
-    lost = {c.after.id: "version" if c.after.id in free else "lock" for c in changes if c.after.id not in won}
+    unlocked = {row[0] for row in await connection.fetch(f"{LOCK} SKIP LOCKED", [c.after.id for c in changes])}
+    written = await _update(connection, [change for change in changes if change.after.id in unlocked])
+    written |= await _insert_unblocked(connection, _new(changes), time.monotonic() + BISECT_SECONDS)
+    await _write_history_and_outbox(connection, [c for c in changes if c.after.id in written], decided.now)
+    lost = {c.after.id: "version" if c.after.id in unlocked else "lock" for c in changes if c.after.id not in written}
     await _hold_offset(connection, progress, lost)
     return lost
 
 
 def _writing(decided: Decided) -> list[Change]:
-    """The changes that write, in the order in which every writer locks rows."""
+    """The changes that have something to write, in the order in which every writer locks rows."""
     return sorted((change for change in decided.changes if change.rows), key=lambda change: change.after.id)
 
 
+def _new(changes: Iterable[Change]) -> list[Change]:
+    return [change for change in changes if change.before.version == 0]
+
+
 async def _update(connection: asyncpg.Connection, changes: Iterable[Change]) -> set[str]:
-    rows = [_written(change, change.after.sessions[-1]) for change in changes if change.before.version]
+    rows = [_row_to_write(change, change.after.sessions[-1]) for change in changes if change.before.version]
     return {row[0] for row in await connection.fetch(UPDATE, rows)} if rows else set()
 
 
 async def _insert(connection: asyncpg.Connection, changes: Iterable[Change]) -> set[str]:
-    rows = [_written(change, change.after.sessions[-1]) for change in changes]
+    rows = [_row_to_write(change, change.after.sessions[-1]) for change in changes]
     return {row[0] for row in await connection.fetch(INSERT, rows)} if rows else set()
 
 
-def _written(change: Change, session: Session) -> tuple[Any, ...]:
+def _row_to_write(change: Change, session: Session) -> tuple[Any, ...]:
     """The type `conversation_write`."""
     return (change.before.version, change.after.id, change.after.version, *session)
 
 
 async def _insert_unblocked(connection: asyncpg.Connection, changes: Sequence[Change], deadline: float) -> set[str]:
-    """Bisects until the inserts that wait for somebody's uncommitted row stand alone; those are not won.
+    """Bisects until each insert that waits for somebody's uncommitted row stands alone, and leaves those out.
 
-    Nor is what is left at the deadline: the guard must not be held for long.
+    What remains at the deadline is left out as well: the guard must not be locked for long.
     """
     try:
         with classified():
@@ -199,24 +219,24 @@ async def _insert_unblocked(connection: asyncpg.Connection, changes: Sequence[Ch
     return left | await _insert_unblocked(connection, changes[middle:], deadline)
 
 
-async def _write_history_and_outbox(connection: asyncpg.Connection, won: Sequence[Change], now: datetime) -> None:
-    """What goes with the winners' rows: archived sessions, history, outbox."""
-    several = [change for change in won if len(change.after.sessions) > 1]
-    if archived := [_written(change, session) for change in several for session in _superseded(change)]:
+async def _write_history_and_outbox(connection: asyncpg.Connection, written: Sequence[Change], now: datetime) -> None:
+    """Writes what belongs to the rows that were written: archived sessions, history, outbox."""
+    several = [change for change in written if len(change.after.sessions) > 1]
+    if archived := [_row_to_write(change, session) for change in several for session in _superseded(change)]:
         await connection.execute(ARCHIVE, archived)
-    history = [(*row, now) for change in won for row in change.rows]
+    history = [(*row, now) for change in written for row in change.rows]
     if history:
         await connection.copy_records_to_table(
             "conversation_event", columns=(*HISTORY_COLUMNS, "recorded_at"), records=history
         )
-    if transitions := [_OUTBOX_FIELDS(row) for change in won for row in change.rows if row.is_transition]:
+    if transitions := [_OUTBOX_FIELDS(row) for change in written for row in change.rows if row.is_transition]:
         await connection.copy_records_to_table("transition_outbox", columns=_OUTBOX_COLUMNS, records=transitions)
 
 
 async def _hold_offset(connection: asyncpg.Connection, progress: Progress | None, lost: Lost) -> None:
-    """The offset waits for those that have lost."""
+    """Sets the offset back while there are conflicts: their events are still to be written."""
     if progress is not None and lost:
-        await connection.execute(HOLD, *partition_key(progress.partition), progress.start)
+        await connection.execute(HOLD_OFFSET, *partition_key(progress.partition), progress.start)
 
 
 def _superseded(change: Change) -> list[Session]:

@@ -1,19 +1,16 @@
 """The store: stored offsets, timers, reports, pruning, and the attempts of the service."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 import asyncpg
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from consumer.errors import (
-    ConnectionLostError,
-    UnavailableError,
-)
+from consumer.errors import ConfigurationError, ContentionError, UnavailableError
 from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
@@ -29,16 +26,17 @@ from consumer.postgres.attempt import (
     partition_key,
     session_from_row,
 )
-from consumer.postgres.client import connected
-from consumer.postgres.errors import classified
-from consumer.service.ports import NONE, Conversations, EventsById, Locking
+from consumer.postgres.client import set_for_transaction
+from consumer.postgres.locks import find_holder
+from consumer.postgres.pool import Pool, create_engine
+from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
-from consumer.ticker import Alarm
+from consumer.ticker import DueTimer
 
 _STORED_OFFSET = f"SELECT cluster_id, next_offset, mark FROM kafka_offset WHERE {OF_PARTITION}"
 _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
 _DEADLINE = "LEAST(idle_at, expires_at)"
-_RING = f"""
+_TAKE_DUE_TIMERS = f"""
     UPDATE conversation AS c SET wake_at = CASE
         WHEN due.deadline >= due.now THEN due.deadline
         ELSE due.now + LEAST(GREATEST(due.now - due.deadline, interval '60 s'), interval '15 min') END
@@ -51,9 +49,9 @@ _OVERDUE = f"""
     SELECT count(*) FROM conversation
     WHERE wake_at < now() + interval '15 min' AND {_DEADLINE} < now() - interval '60 s'"""
 _HISTORY_SIZE = "SELECT pg_relation_size('conversation_event'), current_setting('block_size')::int"
-# By page: rows of the history never move, so each is seen once, and no insert pays for an index. Not even a BRIN would
-# serve: new rows fill the space that pruning frees, and soon every page range holds rows of every age.
-# By `recorded_at`: a row written after its record entered the log outlasts the record; an event may be dated at will.
+# By page: rows of the history never move, so each is visited once, and no insert pays for an index. A BRIN index would
+# not help: new rows fill the space that pruning frees, and soon every range of pages holds rows of every age.
+# By `recorded_at`: a record enters the log before its row is recorded, so the row outlasts it. Events are dated freely.
 _OLD = "FROM conversation_event WHERE ctid >= $1 AND ctid < $2 AND recorded_at < $3"
 _COUNT_OLD = f"SELECT count(*) {_OLD}"
 _PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
@@ -61,30 +59,24 @@ _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
 
+_LOOK_UP_SECONDS = 0.9
+
 
 class PostgresStore:
     """The store of the service and of the workers' offsets."""
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics | None = None) -> None:
         self._engine = engine
+        self._pool = Pool(engine)
         self._metrics = metrics or Metrics()
-        self._metrics.db_pool_connections.labels("in_use").set_function(lambda: _pool(engine).checkedout())
-        self._metrics.db_pool_connections.labels("idle").set_function(lambda: _pool(engine).checkedin())
+        self._metrics.db_pool_connections.labels("in_use").set_function(lambda: self._pool.in_use)
+        self._metrics.db_pool_connections.labels("idle").set_function(lambda: self._pool.idle)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: DatabaseSettings, metrics: Metrics | None = None) -> AsyncIterator["PostgresStore"]:
         """A store with a pool of its own, closed at the end. Nothing is connected until it is used."""
-        engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=lambda: connected(settings),
-            pool_size=settings.writers + 1,
-            max_overflow=0,
-            pool_timeout=settings.command_timeout_seconds,
-            isolation_level="AUTOCOMMIT",
-            # Nothing is left to roll back: every transaction is a block of the driver's.
-            pool_reset_on_return=None,
-        )
+        engine = create_engine(settings)
         try:
             yield cls(engine, metrics)
         finally:
@@ -99,13 +91,13 @@ class PostgresStore:
                 await connection.fetch(LOCK, list(events))
             yield PostgresAttempt(connection, await load(connection, events, remembered), progress, locking)
 
-    async def ring(self, limit: int) -> list[Alarm]:
-        """See `ticker.Alarms`. Rows that somebody else holds are left to ring again."""
-        async with self._transaction("ring", None) as connection:
-            return [Alarm(*row) for row in await connection.fetch(_RING, limit)]
+    async def take_due_timers(self, limit: int) -> list[DueTimer]:
+        """See `ticker.Timers`. A timer whose row somebody else locks is left for the next call."""
+        async with self._transaction("timers", None) as connection:
+            return [DueTimer(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit)]
 
     async def overdue(self) -> int:
-        """See `ticker.Alarms`. What is overdue has an alarm within the next quarter of an hour."""
+        """See `ticker.Timers`. A deadline that is overdue has its timer within the next quarter of an hour."""
         async with self._connection("load") as connection:
             return int(await connection.fetchval(_OVERDUE))
 
@@ -115,12 +107,12 @@ class PostgresStore:
         return StoredOffset(*row) if row else None
 
     async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
-        """Makes the row at a partition's first assignment; one that is there stays as it is."""
+        """Inserts the row at a partition's first assignment. A row that exists stays as it is."""
         async with self._transaction("save", None) as connection:
             await connection.execute(_CREATE_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
 
     async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
-        """All of them, by group, topic and partition."""
+        """The offsets of all groups, by group, topic and partition."""
         sql = (
             "SELECT consumer_group, topic, partition, cluster_id, next_offset, mark FROM kafka_offset ORDER BY 1, 2, 3"
         )
@@ -128,27 +120,27 @@ class PostgresStore:
             return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await connection.fetch(sql)]
 
     async def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
-        """An operator's decision: where the partition goes on, whatever was stored."""
+        """Sets where the partition goes on, whatever was stored: an operator's decision."""
         async with self._transaction("save", None) as connection:
             await connection.execute(_SET_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
 
     async def answers(self) -> bool:
-        """Whether the database can be reached now."""
+        """Whether the database can be used now."""
         try:
             async with self._connection("load") as connection:
                 await connection.execute("SELECT 1")
-        except UnavailableError:
+        except (UnavailableError, ConfigurationError):
             return False
         return True
 
     async def now(self) -> datetime:
-        """The clock that all decisions go by."""
+        """The database's clock, which all decisions go by."""
         async with self._connection("load") as connection:
             at: datetime = await connection.fetchval("SELECT clock_timestamp()")
             return at
 
     async def schema_revision(self) -> str | None:
-        """The newest migration applied; null on a database without any."""
+        """The newest migration that was applied; null on a database without any."""
         async with self._connection("load") as connection:
             if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
                 return None
@@ -163,11 +155,25 @@ class PostgresStore:
         return sessions, current[0][1] if current else 0
 
     async def history(self, conversation_id: str) -> list[tuple[HistoryRow, datetime]]:
-        """The rows of a conversation with the time they were decided, by version."""
+        """The history rows of a conversation, each with the time of its decision, by version."""
         columns = ", ".join((*HISTORY_COLUMNS, "recorded_at"))
         sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
         async with self._connection("load") as connection:
             return [(_history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
+
+    async def lock_holder(self, conversation_id: str) -> LockHolder | None:
+        """Who holds the row of a conversation, or is inserting it; null if nobody does. Takes a second at most.
+
+        Raises `UnavailableError`, never because the row is held.
+        """
+        with suppress(TimeoutError, ContentionError):
+            async with (
+                asyncio.timeout(_LOOK_UP_SECONDS),
+                self._connection("load") as waiting,
+                self._connection("load") as watching,
+            ):
+                return await find_holder(waiting, watching, conversation_id)
+        return None
 
     async def history_size(self) -> tuple[int, int]:
         """Pages of the history's table, and bytes of a page."""
@@ -181,10 +187,10 @@ class PostgresStore:
             return int(await connection.fetchval(_COUNT_OLD, *_bounds(pages), before))
 
     async def prune(self, pages: range, before: datetime) -> int:
-        """Removes the history that lies on these pages of its table and was recorded before a time; how many rows.
+        """Removes the history on these pages of its table that was recorded before a time. Returns how many rows.
 
-        Takes no lock that a writer of conversations waits for. Raises `ContentionError` if another pruning, or somebody
-        who alters the table, is in the way.
+        Takes no lock that a writer of conversations waits for. Raises `ContentionError` while another pruning, or a
+        change of the table, holds a lock.
         """
         async with self._transaction("prune", None) as connection:
             return int(await connection.fetchval(_PRUNE, *_bounds(pages), before))
@@ -193,30 +199,20 @@ class PostgresStore:
     async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[asyncpg.Connection]:
         """A transaction under the guard of `progress`. It is never cancelled: workers stop between batches."""
         async with self._connection(operation) as connection, connection.transaction():
+            await set_for_transaction(connection)
             if progress is not None:
                 await advance_offset(connection, progress)
             yield connection
 
     @asynccontextmanager
     async def _connection(self, operation: str) -> AsyncIterator[asyncpg.Connection]:
-        """One of the pool; each statement commits for itself, unless in a transaction. Errors are classified."""
+        """See `Pool.connection`. The time that it is held is measured."""
         started = time.perf_counter()
         try:
-            with classified():
-                async with self._engine.connect() as pooled:
-                    yield (await pooled.get_raw_connection()).driver_connection
-        except ConnectionLostError:
-            # Not closed one by one: each would wait for a server that may not answer.
-            await self._engine.dispose(close=False)
-            raise
+            async with self._pool.connection() as connection:
+                yield connection
         finally:
             self._metrics.db_transaction.labels(operation).observe(time.perf_counter() - started)
-
-
-def _pool(engine: AsyncEngine) -> sa.QueuePool:
-    """The pool of now: an outage replaces it."""
-    assert isinstance(engine.pool, sa.QueuePool)
-    return engine.pool
 
 
 def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:

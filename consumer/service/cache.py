@@ -7,31 +7,34 @@ from consumer.lifecycle.model import Change, Conversation
 from consumer.service.ports import Conversations, Lost
 
 
-class Memory:
+class ConversationCache:
     """Conversations as the last transactions of their partition left them: only what others changed since is read.
 
-    Good under the guard alone: while the offset carries our mark, nothing that was committed before it can have been
-    undone, so a version that is still the same is still the same conversation. Whatever fails, all of it is forgotten.
+    An entry is valid under the guard alone. While the offset carries our fencing token, nothing that was committed
+    before it can have been undone, so a version that is still the same is still the same conversation. Any failure
+    clears the cache.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit`: the most conversations kept; those written longest ago go first."""
+        """`limit`: the most conversations kept; those written longest ago are evicted first."""
         self._limit = limit
         self._conversations: dict[str, Conversation] = {}
 
-    def of(self, keys: Iterable[str]) -> Conversations:
-        kept = self._conversations
-        return {key: kept[key] for key in keys if key in kept}
+    def lookup(self, keys: Iterable[str]) -> Conversations:
+        """Those of `keys` that are cached."""
+        cached = self._conversations
+        return {key: cached[key] for key in keys if key in cached}
 
-    def keep(self, changes: Iterable[Change], lost: Lost) -> None:
-        kept = self._conversations
+    def update(self, changes: Iterable[Change], lost: Lost) -> None:
+        """Takes what was committed; what lost its race is dropped."""
+        cached = self._conversations
         for change in changes:
             key = change.before.id
-            kept.pop(key, None)
+            cached.pop(key, None)
             if key not in lost and change.after.version:
-                kept[key] = change.after.without_archive()
-        for key in list(islice(kept, max(0, len(kept) - self._limit))):
-            del kept[key]
+                cached[key] = change.after.without_archive()
+        for key in list(islice(cached, max(0, len(cached) - self._limit))):
+            del cached[key]
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         self._conversations.clear()

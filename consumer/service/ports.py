@@ -1,6 +1,6 @@
 """What the service needs of a database."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,6 @@ from typing import Protocol
 from consumer.lifecycle.model import Change, Conversation, Event, Identity
 from consumer.offsets import Progress
 
-Sleep = Callable[[float], Awaitable[None]]
 EventsById = Mapping[str, Sequence[Event]]
 Conversations = Mapping[str, Conversation]
 NONE: Conversations = MappingProxyType({})
@@ -61,11 +60,30 @@ class Store(Protocol):
     """What the service needs of a database."""
 
     def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations
     ) -> AbstractAsyncContextManager[Attempt]:
         """A transaction, committed at the end of the block. Raises `StoreError` and `UnavailableError`.
 
         Under the guard of `progress` (`StaleOwnerError`) it reads the conversations that are no longer at the version
-        `remembered`, *then* which events are known, and now; older sessions where an event may belong to one. What was
+        `cached`, *then* which events are known, and now; older sessions where an event may belong to one. What was
         read outside the guard might be of a time that a rewind has undone.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """A process of the database that holds the row of a conversation.
+
+    `since` is the start of its transaction. It is null, and `state` empty, where the database user may not see them.
+    """
+
+    pid: int
+    application: str
+    user: str
+    since: datetime | None
+    state: str
+
+    def __str__(self) -> str:
+        since = f"transaction open since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
+        known = filter(None, (self.application or "unnamed", f"user {self.user}", self.state, since))
+        return f"process {self.pid} ({', '.join(known)})"

@@ -9,23 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_never,
-    wait_exponential,
-)
-from tenacity.stop import stop_base
-
 from consumer.decoding import checked
 from consumer.errors import ConcurrencyError, ContentionError, RefusedError, StoreError, UnavailableError
 from consumer.lifecycle.model import Change, Conversation, Event, Outcome, Policy
 from consumer.lifecycle.rules import fold
 from consumer.observability.metrics import Metrics
+from consumer.retry import Backoff, Sleep, retrying
 from consumer.service.batch import Batch
-from consumer.service.ports import Decided, EventsById, Locking, Lost, Sleep, Snapshot, Store
+from consumer.service.ports import Decided, EventsById, Locking, Lost, Snapshot, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +27,6 @@ class RetryPolicy:
     initial_seconds: float = 0.005
     max_seconds: float = 0.5
     lock_after: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a caller waits for races to be won, and how it sleeps."""
-
-    stop: stop_base
-    sleep: Sleep
 
 
 class ConversationService:
@@ -68,7 +51,7 @@ class ConversationService:
         self._writers = asyncio.Semaphore(writers)
         self._sleep = sleep
         self._rng = rng or Random()
-        self._ceiling = wait_exponential(multiplier=self._retry.initial_seconds, max=self._retry.max_seconds)
+        self._backoff = Backoff(self._retry.initial_seconds, self._retry.max_seconds, self._rng)
 
     async def apply(self, events: Sequence[Event]) -> list[Outcome]:
         """Applies `events` in order and returns their outcomes.
@@ -85,10 +68,11 @@ class ConversationService:
         batch = Batch([checked(event) for event in events])
         contended: ConcurrencyError | None = None
         try:
-            await self._run(batch, Patience(stop_after_attempt(self._retry.attempts), self._sleep))
+            await self._write_all(batch, Limits(self._retry.attempts, self._sleep))
         except ContentionError as error:
-            contended = ConcurrencyError(batch.pending(range(len(events))), self._retry.attempts)
+            contended = ConcurrencyError(batch.pending(batch.everything), self._retry.attempts)
             contended.__cause__ = error
+            self._metrics.gave_up(change for change, _ in batch.losing)
         if batch.refused:
             refused = [(batch.events[i].source, batch.events[i].event_id) for i in batch.refused]
             raise RefusedError(f"the database will never take these events: {refused}") from contended
@@ -99,28 +83,29 @@ class ConversationService:
     async def consume(self, batch: Batch, sleep: Sleep) -> None:
         """Applies a batch of the log and moves its offset, however long other writers keep winning.
 
-        `sleep` may raise to end the backing off. Where `batch.refused` is not empty the offset has not moved: send the
-        dead letters first, then say that it is `buried` and consume it again. An error leaves the batch resumable.
+        `sleep` may raise to end the backoff. An error leaves the batch resumable: call again with the same one.
         """
-        await self._run(batch, Patience(stop_never, sleep))
+        await self._write_all(batch, Limits(None, sleep))
 
-    async def _run(self, batch: Batch, patience: Patience) -> None:
-        """Dead letters come before the offset: with any of them outstanding it is held."""
-        hold = bool(batch.refused) and not batch.buried
-        await self._apply_part(batch, range(len(batch.events)), patience, hold=hold)
-
-    async def _apply_part(self, batch: Batch, part: Sequence[int], patience: Patience, *, hold: bool) -> None:
-        """Bisects until the refused events stand alone, so that they cost their neighbours nothing."""
+    async def _write_all(self, batch: Batch, limits: "Limits") -> None:
+        """Writes every event, or refuses it; the dead letters of refused events come before the offset."""
         try:
-            await self._win(batch, part, patience, hold=hold)
+            await self._write(batch, batch.everything, limits)
         except RefusedError:
-            if len(part) == 1:
-                batch.refuse(part[0])
-                return
-            await self._apply_halves(batch, part, patience)
+            await self._isolate_refused(batch, batch.everything, limits)
+        if batch.awaits_dead_letters:
+            await batch.dead_letter_refused()
+            if batch.progress is not None and not batch.awaits_dead_letters:
+                await self._write(batch, batch.everything, limits)
 
-    async def _apply_halves(self, batch: Batch, part: Sequence[int], patience: Patience) -> None:
-        """In order; a conversation that is still contended waits, the others do not."""
+    async def _isolate_refused(self, batch: Batch, part: Sequence[int], limits: "Limits") -> None:
+        """Bisects in order until the refused events stand alone, so that they cost their neighbours nothing.
+
+        A conversation that is still contended waits, the others do not.
+        """
+        if len(part) == 1:
+            batch.refuse(part[0])
+            return
         contended: ContentionError | None = None
         waiting: set[str] = set()
         middle = len(part) // 2
@@ -128,102 +113,101 @@ class ConversationService:
             ready = [position for position in half if batch.events[position].conversation_id not in waiting]
             try:
                 if batch.pending(ready):
-                    await self._apply_part(batch, ready, patience, hold=True)
+                    await self._write(batch, ready, limits)
+            except RefusedError:
+                await self._isolate_refused(batch, ready, limits)
             except ContentionError as error:
                 contended = error
                 waiting.update(batch.pending(half))
         if contended:
             raise contended
 
-    async def _win(self, batch: Batch, part: Sequence[int], patience: Patience, *, hold: bool) -> None:
+    async def _write(self, batch: Batch, part: Sequence[int], limits: "Limits") -> None:
         """Attempts until every conversation of the part is written, backing off in between."""
-        try:
-            await self._attempt(batch, part, 1, hold=hold)
-        except ContentionError as error:
-            await self._win_back(error, batch, part, patience, hold=hold)
-
-    async def _win_back(
-        self, first: ContentionError, batch: Batch, part: Sequence[int], patience: Patience, *, hold: bool
-    ) -> None:
-        """Tries again; `first` is what the first attempt came to, made without the machinery that this takes."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(ContentionError),
-            wait=self._full_jitter,
-            stop=patience.stop,
-            sleep=patience.sleep,
-            before_sleep=lambda state: self._count_retry(batch, state),
-            reraise=True,
+        async for attempt in retrying(
+            ContentionError,
+            self._backoff,
+            limits.sleep,
+            attempts=limits.attempts,
+            before_sleep=lambda _, seconds: self._count_retries(batch, seconds),
         ):
             with attempt:
-                if (number := attempt.retry_state.attempt_number) == 1:
-                    raise first
-                await self._attempt(batch, part, number, hold=hold)
+                await self._attempt(batch, part, attempt.retry_state.attempt_number)
 
-    async def _attempt(self, batch: Batch, part: Sequence[int], number: int, *, hold: bool) -> None:
+    async def _attempt(self, batch: Batch, part: Sequence[int], number: int) -> None:
         """One round on fresh state. Raises `ContentionError` if anything lost its race."""
         pending = batch.pending(part)
-        events = {key: [batch.events[i] for i in positions] for key, positions in pending.items()}
         locking = Locking.OPTIMISTIC if number <= self._retry.lock_after else Locking.PESSIMISTIC
         async with self._writers:
-            decided, lost = await self._transact(batch, events, locking, hold=hold)
-        self._note_results(batch, pending, decided, lost)
+            written = await self._transact(batch, pending, locking)
+        self._note_outcomes(batch, pending, written)
+        if written.lost:
+            batch.lose([(c, written.lost[c.before.id]) for c in written.decided.changes if c.before.id in written.lost])
+            self._metrics.attempted((change for change, _ in batch.losing), "conflict")
+            raise ContentionError(next(iter(written.lost.values())))
 
-    async def _transact(
-        self, batch: Batch, events: EventsById, locking: Locking, *, hold: bool
-    ) -> tuple[Decided, Lost]:
+    async def _transact(self, batch: Batch, pending: Mapping[str, list[int]], locking: Locking) -> "Written":
         """Reads, decides and writes. One that fails as a whole once it has decided is an attempt of each event.
 
-        Where somebody holds a row, the others shall not wait for it.
+        Where somebody holds a row, the other rows do not wait for it.
         """
-        progress = batch.step(self._rng.getrandbits(63), hold=hold)
+        events = {key: [batch.events[i] for i in positions] for key, positions in pending.items()}
+        step = batch.step(sum(map(len, events.values())), self._rng.getrandbits(63))
         decided: Decided | None = None
         try:
-            async with self._store.attempt(events, progress, locking, batch.memory.of(events)) as attempt:
+            async with self._store.attempt(events, step, locking, batch.cache.lookup(events)) as attempt:
+                read_at = time.monotonic()
                 decided = decide(attempt.snapshot, events, self._policy)
                 lost = await attempt.save(decided)
         except ContentionError as error:
-            batch.memory.forget()
+            batch.cache.clear()
             if locking is not Locking.SKIPPING and error.reason == "lock":
-                return await self._transact(batch, events, Locking.SKIPPING, hold=hold)
-            losing = decided.changes if decided else [change for change, _ in batch.losing]
-            self._lose(batch, [(change, error.reason) for change in losing])
+                return await self._transact(batch, pending, Locking.SKIPPING)
+            changes = decided.changes if decided else [change for change, _ in batch.losing]
+            batch.lose([(change, error.reason) for change in changes])
+            self._metrics.attempted(changes, "conflict")
             raise
         except (StoreError, UnavailableError):
-            batch.memory.forget()
+            batch.cache.clear()
             self._metrics.attempted(decided.changes if decided else (), "error")
             raise
         self._metrics.lock_escalations.inc(len(events) if locking is Locking.PESSIMISTIC else 0)
-        batch.leave(progress)
-        batch.memory.keep(decided.changes, lost)
-        return decided, lost
+        batch.committed(step)
+        batch.cache.update(decided.changes, lost)
+        return Written(decided, lost, decided.now.timestamp() + time.monotonic() - read_at)
 
-    def _note_results(self, batch: Batch, pending: Mapping[str, list[int]], decided: Decided, lost: Lost) -> None:
-        now, seconds = decided.now.timestamp(), time.monotonic() - batch.started
-        won: dict[int, list[Change]] = {}
-        for change in decided.changes:
+    def _note_outcomes(self, batch: Batch, pending: Mapping[str, list[int]], written: "Written") -> None:
+        by_conflicts: dict[int, list[Change]] = {}
+        for change in written.decided.changes:
             key = change.before.id
-            if key not in lost:
-                won.setdefault(batch.losses.get(key, 0), []).append(change)
+            if key not in written.lost:
+                by_conflicts.setdefault(batch.conflicts.get(key, 0), []).append(change)
                 for position, outcome in zip(pending[key], change.outcomes, strict=True):
                     batch.outcomes[position] = outcome
-        for losses, changes in won.items():
-            self._metrics.committed(changes, losses, batch.topic, now, seconds)
-        if lost:
-            self._lose(batch, [(c, lost[c.before.id]) for c in decided.changes if c.before.id in lost])
-            raise ContentionError(next(iter(lost.values())))
+        seconds = time.monotonic() - batch.started
+        for conflicts, changes in by_conflicts.items():
+            self._metrics.committed(changes, conflicts, batch.topic, written.committed_at, seconds)
 
-    def _lose(self, batch: Batch, losing: Sequence[tuple[Change, str]]) -> None:
-        self._metrics.attempted((change for change, _ in losing), "conflict")
-        batch.losses.update(change.before.id for change, _ in losing)
-        batch.losing = losing
-
-    def _full_jitter(self, state: RetryCallState) -> float:
-        return self._rng.uniform(0, self._ceiling(state))
-
-    def _count_retry(self, batch: Batch, state: RetryCallState) -> None:
-        seconds = state.next_action.sleep if state.next_action else 0.0
+    def _count_retries(self, batch: Batch, seconds: float) -> None:
         for change, reason in batch.losing:
             self._metrics.retried(change, reason, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How often a caller attempts a write at most (None: as often as it takes), and how it sleeps in between."""
+
+    attempts: int | None
+    sleep: Sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a transaction has committed, and when, as a Unix time by the database's clock."""
+
+    decided: Decided
+    lost: Lost
+    committed_at: float
 
 
 def decide(snapshot: Snapshot, events: EventsById, policy: Policy) -> Decided:

@@ -174,7 +174,7 @@ def say(where: str, what: str, *rates: float) -> None:
 async def run(plan: Plan, only: list[str], results: Results) -> None:
     with ExitStack() as stack:
         found = stack.enter_context(services())
-        console.print(found.how)
+        console.print(found.origin)
         async with open_arena(found) as arena:
             for name in only or plan.parts:
                 await PARTS[name](arena, plan, results)

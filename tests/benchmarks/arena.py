@@ -22,9 +22,9 @@ from consumer.offsets import Partition
 from consumer.postgres import migrations
 from consumer.settings import KafkaSettings
 from tests.benchmarks.workload import PACE, Workload
+from tests.stack.broker import delete
 from tests.stack.database import execute, new_database
 from tests.stack.services import Services
-from tests.stack.topic import delete
 
 PARTITIONS = 4
 
@@ -86,6 +86,7 @@ class Arena:
             group_id=name,
             topics=(f"{name}.events",),
             dead_letter_topic=f"{name}.dead-letter",
+            session_timeout_seconds=await self.services.session_seconds(3),
         )
         async with admin(kafka) as brokers:
             await brokers.create(kafka.topics[0], PARTITIONS, 1, configs or {})

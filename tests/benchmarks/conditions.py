@@ -20,7 +20,7 @@ from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.benchmarks.arena import Arena, Log, fetch
 from tests.benchmarks.ours import Run, apply_all, passed, replicas, resident_bytes
-from tests.demo.writers import insist
+from tests.demo.writers import apply_until_written
 from tests.stack.database import APPLIED, execute
 
 NOTIFY = """
@@ -182,7 +182,9 @@ async def _write(service: ConversationService, name: str, on_ours: bool) -> None
     while True:
         count += 1
         key = f"{'thread' if on_ours else 'aside'}-{count % CONTENDED:08}"
-        await insist(service, Message(key, f"writer-{name}", f"{name}-{count}", datetime.now(UTC), Author.AGENT))
+        await apply_until_written(
+            service, Message(key, f"writer-{name}", f"{name}-{count}", datetime.now(UTC), Author.AGENT)
+        )
 
 
 @dataclass(frozen=True, slots=True)

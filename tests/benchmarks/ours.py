@@ -70,7 +70,7 @@ def environment(kafka: KafkaSettings, database: str) -> Mapping[str, str]:
         "CONSUMER_KAFKA__TOPICS": kafka.topics[0],
         "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": kafka.dead_letter_topic,
         # A replica learns with its next heartbeat that it is to share: a third of this.
-        "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": "3",
+        "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(kafka.session_timeout_seconds),
         "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": "2",
     }
 

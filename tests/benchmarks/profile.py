@@ -19,7 +19,7 @@ import asyncpg
 from pydantic import SecretStr
 from rich.console import Console
 
-from consumer.commands.root import collect_garbage_seldom
+from consumer.commands.replica import collect_garbage_seldom
 from consumer.decoding import decode_all, encoded
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import asyncpg
-from rich.console import Console
 
-from consumer.commands.prune import BATCH_PAGES, Plan, carry_out
+from consumer.commands.prune import BATCH_PAGES, PrunePlan, carry_out
 from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
 
@@ -38,8 +37,8 @@ async def measure(url: str, rows: int = 1_000_000, batch_pages: int = BATCH_PAGE
         before = await connection.fetchval("SELECT pg_current_wal_insert_lsn()")
         async with PostgresStore.open(DatabaseSettings(url=url)) as store:
             horizon = timedelta(days=30)
-            plan = Plan(horizon, await store.now() - horizon, {}, *await store.history_size())
-            pruned = await carry_out(Console(quiet=True), store, plan, asyncio.Event(), batch_pages=batch_pages)
+            plan = PrunePlan(horizon, await store.now() - horizon, {}, *await store.history_size())
+            pruned = await carry_out(store, plan, asyncio.Event(), batch_pages=batch_pages)
         wal_bytes = await connection.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1)", before)
         return Pruning(pruned.rows, pruned.seconds, int(wal_bytes))
     finally:

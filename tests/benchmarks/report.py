@@ -1,4 +1,4 @@
-"""Figures and goals: as a table on the terminal, as JSON, as Markdown for the README, as a picture."""
+"""Figures and goals: as a table on the terminal, as JSON, as Markdown for the docs, as a picture."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.model.documents import README, with_section
+from tests.model.documents import DOCS, write_section
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -81,7 +81,7 @@ def show(console: Console, results: Results) -> None:
 
 
 def markdown(told: dict[str, Any]) -> str:
-    """For the README: `told` is the JSON of a run."""
+    """For the docs: `told` is the JSON of a run."""
     parts = [f"`{told['command']}`, {told['machine']}:"]
     for title, (heading, *rows) in _tables(told).items():
         lines = [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows)]
@@ -101,10 +101,10 @@ def _tables(told: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def save(results: Results) -> None:
-    """Into the repository: the JSON, the picture, the README's figures."""
+    """Into the repository: the JSON, the picture, the figures of the docs."""
     told = results.as_json()
     RESULTS.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    README.write_text(with_section(README.read_text(), "benchmark", markdown(told)))
+    write_section(DOCS / "performance.md", "benchmark", markdown(told))
     draw(told)
 
 

@@ -14,7 +14,7 @@ from consumer.records import Record
 from consumer.settings import DatabaseSettings, KafkaSettings
 from tests.checker.replay import History
 from tests.checker.verdicts import Evidence, Letter, Move
-from tests.stack.topic import read_all
+from tests.stack.broker import read_all
 
 IDS = "SELECT conversation_id FROM conversation UNION SELECT conversation_id FROM conversation_event"
 MOVES = """

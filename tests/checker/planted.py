@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from consumer import settings
-from consumer.commands import root as cli
+from consumer.commands.replica import consume
 from consumer.errors import UnavailableError
 from consumer.lifecycle.model import Change, Conversation
 from consumer.observability import logs
@@ -32,9 +32,9 @@ class WithoutDeduplication(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             attempt.snapshot = replace(attempt.snapshot, known={})
             yield attempt
 
@@ -44,9 +44,9 @@ class WithoutRedeciding(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             save = attempt.save
 
             async def regardless(decided: Decided) -> Lost:
@@ -75,14 +75,14 @@ class FrozenBeforeWriting(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
         FrozenBeforeWriting.attempts += bool(events)
         if FrozenBeforeWriting.attempts == FREEZE_AT_ATTEMPT:
             with suppress(UnavailableError):
-                async with super().attempt(events, progress, locking, remembered):
+                async with super().attempt(events, progress, locking, cached):
                     os.kill(os.getpid(), signal.SIGSTOP)
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             yield attempt
 
 
@@ -98,16 +98,14 @@ def _moved(change: Change, version: int) -> Change:
 
 
 def plant_version() -> type[PostgresStore]:
-    checked = " AND c.version = n.loaded"
-    assert checked in statements.UPDATE
-    statements.UPDATE = statements.UPDATE.replace(checked, "")
+    assert statements.update_statement(statements.VERSION_GUARD) == statements.UPDATE
+    statements.UPDATE = statements.update_statement("TRUE")
     return PostgresStore
 
 
 def plant_no_guard() -> type[PostgresStore]:
-    checked = " AND next_offset = $4 AND mark = $5"
-    assert checked in statements.ADVANCE
-    statements.ADVANCE = statements.ADVANCE.replace(checked, " AND $4::bigint >= 0 AND $5::bigint >= 0")
+    assert statements.advance_statement(statements.OFFSET_GUARD) == statements.ADVANCE_OFFSET
+    statements.ADVANCE_OFFSET = statements.advance_statement("$4::bigint >= 0 AND $5::bigint >= 0")
     return PostgresStore
 
 
@@ -128,10 +126,9 @@ OF_THE_OTHERS = {"guard": "no-guard"}
 
 
 def main(bug: str) -> None:
-    setattr(cli, PostgresStore.__name__, BUGS[bug]())
     found = settings.load()
     logs.configure(found.log)
-    asyncio.run(cli.consume(found))
+    asyncio.run(consume(found, BUGS[bug]()))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from consumer.settings import KafkaSettings, WorkerSettings
 from consumer.worker import PartitionLog
 from tests.simulation.processes import Replica, SimulatedLog
 from tests.simulation.world import World
+from tests.stack.broker import delete
 from tests.stack.services import Services
-from tests.stack.topic import delete
 
 SECONDS = 20.0
 """Deadline of what is expected to happen."""

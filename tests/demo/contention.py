@@ -15,7 +15,7 @@ from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
-from tests.demo.writers import insist
+from tests.demo.writers import apply_until_written
 from tests.stack.database import new_database
 
 WRITERS = (1, 2, 4, 8, 16)
@@ -56,7 +56,7 @@ async def _write(service: ConversationService, name: str, until: float) -> None:
     while asyncio.get_running_loop().time() < until:
         count += 1
         key = f"contended-{count % CONVERSATIONS}"
-        await insist(
+        await apply_until_written(
             service,
             Message(
                 conversation_id=key, source=name, event_id=f"{name}-{count}", at=datetime.now(UTC), author=Author.USER

@@ -1,4 +1,4 @@
-"""Where the demo plays: topics, a database and replicas of its own, gone when it ends."""
+"""The environment of the demo: topics, a database and replicas of its own, gone when it ends."""
 
 import asyncio
 import secrets
@@ -13,29 +13,20 @@ import asyncpg
 
 from consumer.kafka.admin import admin
 from consumer.postgres import migrations
-from consumer.settings import KafkaSettings, PolicySettings
+from consumer.settings import KafkaSettings
 from tests.checker.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
 from tests.demo.naive import CREATE
+from tests.stack.broker import delete
 from tests.stack.database import APPLIED, execute, new_database
 from tests.stack.replica import Replica
 from tests.stack.services import Services
-from tests.stack.topic import delete
+from tests.traffic import SHORT_POLICY
 
 PARTITIONS = 4
 REPLICAS = 2
 POLL_SECONDS = 0.1
-PATIENCE_SECONDS = 90
+WAIT_SECONDS = 90
 SESSION_SECONDS = 4.0
-SHORT = PolicySettings.model_validate(
-    {
-        "pending_ttl": "4s",
-        "progress_ttl": "3s",
-        "idle_after": "1s",
-        "reclassification_window": "6s",
-        "follow_up_grace": "0.5",
-        "goodbye_grace": "0.2",
-    }
-)
 TRAIL = """
     CREATE TABLE offset_trail (
         id bigserial, transaction xid8 DEFAULT pg_current_xact_id(),
@@ -50,7 +41,7 @@ TRAIL = """
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Environment:
     kafka: KafkaSettings
     database: str
     logs: Path
@@ -63,21 +54,21 @@ class Stage:
     @property
     def settings(self) -> dict[str, str]:
         """The environment of a replica."""
-        policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT}
+        policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT_POLICY}
         return policy | {
             "CONSUMER_DATABASE__URL": self.database,
-            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(SESSION_SECONDS / 2),
+            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds / 2),
             "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
             "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
             "CONSUMER_KAFKA__TOPICS": self.topic,
             "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
-            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(SESSION_SECONDS),
+            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds),
         }
 
     async def until_applied(self, records: int) -> None:
         connection = await asyncpg.connect(self.database)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(WAIT_SECONDS):
                 while await connection.fetchval(APPLIED) < records:  # noqa: ASYNC110 - other processes move it
                     await asyncio.sleep(POLL_SECONDS)
         finally:
@@ -85,13 +76,14 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(found: Services, bug: str | None) -> AsyncIterator[Stage]:
+async def prepared(found: Services, bug: str | None) -> AsyncIterator[Environment]:
     name = f"demo-{secrets.token_hex(4)}"
     kafka = KafkaSettings(
         bootstrap_servers=found.kafka,
         group_id=name,
         topics=(f"{name}.events",),
         dead_letter_topic=f"{name}.dead-letter",
+        session_timeout_seconds=await found.session_seconds(SESSION_SECONDS),
     )
     with tempfile.TemporaryDirectory(prefix="demo-") as logs:
         async with new_database(found.postgres, "demo") as database, admin(kafka) as client:
@@ -101,19 +93,21 @@ async def staged(found: Services, bug: str | None) -> AsyncIterator[Stage]:
             await client.create(kafka.topics[0], PARTITIONS, 1, {})
             await client.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
             try:
-                yield Stage(kafka, database, Path(logs), bug)
+                yield Environment(kafka, database, Path(logs), bug)
             finally:
                 await delete(kafka.bootstrap_servers, *kafka.topics, kafka.dead_letter_topic)
 
 
 @asynccontextmanager
-async def running(stage: Stage) -> AsyncIterator[list[Replica]]:
+async def running(environment: Environment) -> AsyncIterator[list[Replica]]:
     """The replicas, once they are ready."""
     replicas = [
-        await Replica(stage.settings, stage.logs / f"replica-{number}.log", *_module(stage.bug, number)).start()
+        await Replica(
+            environment.settings, environment.logs / f"replica-{number}.log", *_module(environment.bug, number)
+        ).start()
         for number in range(REPLICAS)
     ]
-    waking = asyncio.create_task(_wake_the_frozen(replicas))
+    waking = asyncio.create_task(_wake_the_frozen(replicas, environment.kafka.session_timeout_seconds))
     try:
         await until_all_ready(replicas)
         yield replicas
@@ -132,17 +126,17 @@ def _module(bug: str | None, number: int) -> tuple[str, str]:
 
 async def until_all_ready(replicas: list[Replica]) -> None:
     """Until each has joined, and one that was frozen is back and has done what it still had in hand."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(WAIT_SECONDS):
         for replica in replicas:
             while replica.is_frozen or not await replica.ready():  # noqa: ASYNC110 - it is another process
                 await asyncio.sleep(POLL_SECONDS)
 
 
-async def _wake_the_frozen(replicas: list[Replica]) -> None:
+async def _wake_the_frozen(replicas: list[Replica], session_seconds: float) -> None:
     """A replica that stopped itself is woken after its session has ended and another has gone on in its place."""
     while True:
         await asyncio.sleep(POLL_SECONDS)
         for replica in replicas:
             if replica.is_frozen:
-                await asyncio.sleep(2 * SESSION_SECONDS)
+                await asyncio.sleep(2 * session_seconds)
                 replica.send(signal.SIGCONT)

@@ -1,7 +1,7 @@
-"""The six races, staged: for each, two events cross each other, one through Kafka, one through the service."""
+"""The six races, run on purpose: two events cross each other, one through Kafka, one through the service."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -37,10 +37,10 @@ Send = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
+class Race:
     """`opening` is applied first; then `one` and `other` cross each other."""
 
-    race: int
+    kind: int
     opening: Event
     one: Event
     other: Event
@@ -50,9 +50,9 @@ class Duel:
         return self.opening.conversation_id
 
 
-def duel(race: int, number: int, policy: Policy) -> Duel:
-    """A duel of now. Its events are dated so that it matters who comes first."""
-    now, key = datetime.now(UTC), f"race-{race}-{number:03}"
+def new_race(kind: int, number: int, policy: Policy) -> Race:
+    """A race of now. Its events are dated so that it matters who comes first."""
+    now, key = datetime.now(UTC), f"race-{kind}-{number:03}"
 
     def message(at: datetime, author: Author = Author.USER, intent: Intent | None = None) -> Message:
         name = f"{key}-{author}-{at:%H%M%S%f}"
@@ -68,45 +68,45 @@ def duel(race: int, number: int, policy: Policy) -> Duel:
         )
 
     overdue = message(now - policy.pending_ttl - TENTH)
-    match race:
+    match kind:
         case 1:
-            return Duel(race, overdue, timer(1), message(now - 1.5 * TENTH))
+            return Race(kind, overdue, timer(1), message(now - 1.5 * TENTH))
         case 2:
-            return Duel(race, overdue, timer(1), close(now))
+            return Race(kind, overdue, timer(1), close(now))
         case 3:
-            return Duel(race, overdue, timer(1), message(now - TENTH / 2, intent=Intent.CLOSE))
+            return Race(kind, overdue, timer(1), message(now - TENTH / 2, intent=Intent.CLOSE))
         case 4:
-            return Duel(race, message(now - TENTH), message(now, Author.AGENT), message(now, Author.SUPPORT))
+            return Race(kind, message(now - TENTH), message(now, Author.AGENT), message(now, Author.SUPPORT))
         case 5:
-            return Duel(race, overdue, timer(1), timer(2))
+            return Race(kind, overdue, timer(1), timer(2))
         case _:
-            return Duel(race, message(now - 10 * TENTH), close(now - TENTH), message(now))
+            return Race(kind, message(now - 10 * TENTH), close(now - TENTH), message(now))
 
 
-async def fight(count: int, policy: Policy, seed: int, through_kafka: Send, directly: Send) -> list[Duel]:
-    """`count` duels of each race; who takes which way takes turns. Returns them all."""
-    random, fought = Random(seed), []
+async def run_races(count: int, policy: Policy, seed: int, through_kafka: Send, directly: Send) -> list[Race]:
+    """`count` races of each kind; who takes which way takes turns. Returns them all."""
+    random, run = Random(seed), list[Race]()
     room = asyncio.Semaphore(AT_ONCE)
 
-    async def one_duel(race: int, number: int) -> None:
+    async def one_race(kind: int, number: int) -> None:
         async with room:
-            fight = duel(race, number, policy)
-            await directly(fight.opening)
-            logged, direct = (fight.one, fight.other) if number % 2 else (fight.other, fight.one)
+            race = new_race(kind, number, policy)
+            await directly(race.opening)
+            logged, direct = (race.one, race.other) if number % 2 else (race.other, race.one)
             await through_kafka(logged)
             await asyncio.sleep(random.random() * JITTER_SECONDS)
             await directly(direct)
-            fought.append(fight)
+            run.append(race)
 
-    await asyncio.gather(*(one_duel(race, number) for number in range(count) for race in RACES))
-    return fought
+    await asyncio.gather(*(one_race(kind, number) for number in range(count) for kind in RACES))
+    return run
 
 
-def one_came_first(duel: Duel, history: History) -> bool:
+def one_came_first(race: Race, history: History) -> bool:
     """Whether `one` was decided before `other`, told by the history."""
     rows = {row.event_id: (row, recorded_at) for row, recorded_at in history}
-    other, other_at = rows.get(duel.other.event_id, (None, None))
-    match duel.race:
+    other, other_at = rows.get(race.other.event_id, (None, None))
+    match race.kind:
         case 1:
             return other is not None and other.outcome is Outcome.REINSTATED
         case 2 | 3:
@@ -115,13 +115,13 @@ def one_came_first(duel: Duel, history: History) -> bool:
         case 5:
             return True
         case _:
-            return other is not None and rows[duel.one.event_id][0].version < other.version
+            return other is not None and rows[race.one.event_id][0].version < other.version
 
 
-def held(duel: Duel, sessions: Sequence[Session], history: History) -> bool:
+def held(race: Race, sessions: Sequence[Session], history: History) -> bool:
     """Whether ours came out right, whoever came first."""
     last = sessions[-1]
-    match duel.race:
+    match race.kind:
         case 1:
             return last.number == 1 and last.status is Status.PENDING and last.user_messages == 2
         case 2:
@@ -137,9 +137,9 @@ def held(duel: Duel, sessions: Sequence[Session], history: History) -> bool:
             return [session.status for session in sessions] == [Status.AGENT_CLOSED, Status.PENDING]
 
 
-def naive_held(duel: Duel, row: NaiveRow, expiries: int) -> bool:
+def naive_held(race: Race, row: NaiveRow, expiries: int) -> bool:
     """The same of the naive row, which has no sessions."""
-    match duel.race:
+    match race.kind:
         case 1:
             return row.status is Status.PENDING and row.user_messages == 2
         case 2:
@@ -158,7 +158,7 @@ def naive_held(duel: Duel, row: NaiveRow, expiries: int) -> bool:
 class Score:
     """How often a race was run in each order, and how often each writer got it wrong."""
 
-    race: int
+    kind: int
     one_first: int
     other_first: int
     ours_wrong: int
@@ -166,19 +166,19 @@ class Score:
 
 
 def score(
-    duels: Iterable[Duel],
+    races: Sequence[Race],
     ours: Mapping[str, tuple[Sequence[Session], History]],
     naive: Mapping[str, NaiveRow],
     expiries: Mapping[str, int],
 ) -> list[Score]:
     """By race. `ours` has sessions and history by conversation id, `naive` the naive rows."""
     scores = []
-    for race in RACES:
-        mine = [duel for duel in duels if duel.race == race]
-        firsts = sum(one_came_first(duel, ours[duel.conversation_id][1]) for duel in mine)
-        wrong = sum(not held(duel, *ours[duel.conversation_id]) for duel in mine)
+    for kind in RACES:
+        mine = [race for race in races if race.kind == kind]
+        firsts = sum(one_came_first(race, ours[race.conversation_id][1]) for race in mine)
+        wrong = sum(not held(race, *ours[race.conversation_id]) for race in mine)
         naive_wrong = sum(
-            not naive_held(duel, naive[duel.conversation_id], expiries.get(duel.conversation_id, 0)) for duel in mine
+            not naive_held(race, naive[race.conversation_id], expiries.get(race.conversation_id, 0)) for race in mine
         )
-        scores.append(Score(race, firsts, len(mine) - firsts, wrong, naive_wrong))
+        scores.append(Score(kind, firsts, len(mine) - firsts, wrong, naive_wrong))
     return scores

@@ -1,7 +1,8 @@
-"""What a run comes to, as tables: outcomes, conflicts and retries, races, both writers side by side, the verdict."""
+"""The result of a run: one screen, and on request the tables behind it."""
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from rich.console import Console
@@ -10,14 +11,16 @@ from rich.table import Table
 
 from consumer.lifecycle.model import Kind, Outcome
 from consumer.observability.metrics import INVALID, Sample, total
-from consumer.observability.status import Status, read_status
-from tests.checker.verdicts import Verdict
-from tests.demo.naive import NaiveWriter
+from tests.checker.verdicts import Ledger, Verdict
+from tests.demo.contention import Point
 from tests.demo.races import RACES, Score
+
+if TYPE_CHECKING:
+    from tests.demo.demo import Options
 
 TWO_TIMERS = 5
 STORY_LINES = 30
-REPORTS = {
+VIEWS = {
     "conversation_report": """
         SELECT status, count(*) AS sessions, count(reclassified_from) AS reclassified,
             round(avg(seconds_pending), 2) AS pending_s, round(avg(seconds_in_progress), 2) AS progress_s,
@@ -26,30 +29,7 @@ REPORTS = {
     "race_report": "SELECT race, count(*) AS times FROM race_report GROUP BY race ORDER BY times DESC",
 }
 """What the demo asks of the views that analysts have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A moment of the demo, of ours and of the naive writer."""
-
-    at: float
-    sent: int
-    ours: Status
-    ours_lost: int
-    naive_applied: int
-    naive_lost: int
-    naive_double: int
-
-    @classmethod
-    def of(cls, metrics: list[Sample], sent: int, naive: NaiveWriter, lost: tuple[int, int]) -> "Scene":
-        """`lost`: updates lost by ours, and by the naive writer."""
-        ours_lost, naive_lost = lost
-        applied = naive.acknowledged.total()
-        return cls(time.monotonic(), sent, read_status(metrics), ours_lost, applied, naive_lost, naive.double_effects)
-
-    @classmethod
-    def nothing(cls) -> "Scene":
-        return cls(time.monotonic(), 0, read_status([]), 0, 0, 0, 0)
+Rows = Sequence[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,58 +42,117 @@ class Comparison:
     ours_wrong_closings: int
     naive_wrong_closings: int
 
+    @property
+    def races(self) -> int:
+        return sum(score.one_first + score.other_first for score in self.scores)
 
-def draw(scene: Scene, before: Scene) -> Table:
-    """Both writers side by side, while they write."""
-    seconds = max(scene.at - before.at, 1e-9)
-    ours, naive = scene.ours, scene.naive_applied - before.naive_applied
-    table = Table("", "ours", "naive", title=f"{scene.sent:,} events sent")
-    table.add_row("events/s", f"{(ours.events - before.ours.events) / seconds:,.0f}", f"{naive / seconds:,.0f}")
-    table.add_row("not applied yet", f"{max(0, scene.sent - ours.events):,}", "")
-    table.add_row("conflict rate", f"{ours.conflict_rate:.2%}", "not noticed")
-    table.add_row("mean retries", f"{ours.mean_retries:.3f}", "none")
-    table.add_row("transitions", f"{ours.transitions:,}", "")
-    table.add_row("lost updates", f"{scene.ours_lost:,}", f"[red]{scene.naive_lost:,}")
-    table.add_row("double effects", "see the verdict", f"[red]{scene.naive_double:,}")
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All that a run came to."""
+
+    options: "Options"
+    ledger: Ledger
+    metrics: list[Sample]
+    comparison: Comparison
+    verdicts: list[Verdict]
+    views: dict[str, tuple[Sequence[str], Rows]]
+    contention: list[Point]
+
+    @property
+    def holds(self) -> bool:
+        return all(verdict.holds for verdict in self.verdicts)
+
+
+def print_screen(console: Console, result: Result) -> None:
+    """What was tried, what held, what the naive writer lost: at most 24 lines of 80 columns."""
+    held = [verdict for verdict in result.verdicts if verdict.holds]
+    sent = result.ledger.records + result.ledger.direct
+    committed, conflicts, rate, mean = _figures(result.metrics)
+    console.print(
+        f"Tried: {sent:,} events to 2 replicas of ours, 2 concurrent writers and a lock\n"
+        f"       holder, {result.comparison.races} races on purpose; a naive writer got the same.\n"
+        f"Held:  {len(held)} of {len(result.verdicts)} invariants, "
+        f"{sum(verdict.looked_at for verdict in held):,} facts looked at."
+    )
+    console.print(_comparison(result))
+    console.print(f"{conflicts} of {committed} writes lost a race: conflict rate {rate}, mean retries {mean}")
+    console.print(_contention(result.contention))
+    for verdict in result.verdicts:
+        if not verdict.holds:
+            broken = f"{verdict.invariant} BROKEN {len(verdict.violations)} times: {escape(verdict.violations[0])}"
+            console.print(f"[red]{broken}", soft_wrap=True)
+    console.print(_closing_sentence(result), style="bold")
+
+
+def print_details(console: Console, result: Result) -> None:
+    """The tables behind the screen, and the stories of what went wrong."""
+    console.print(_outcomes(result.metrics), _locking(result.metrics), _races(result.comparison.scores))
+    for name, (headings, rows) in result.views.items():
+        table = Table(*headings, title=name)
+        for row in rows:
+            table.add_row(*map(str, row))
+        console.print(table)
+    console.print(_verdicts(result.verdicts))
+    for key, lines in {verdict.violations[0]: verdict.story for verdict in result.verdicts if verdict.story}.items():
+        console.print(f"The story of {escape(key)}:", style="bold red")
+        console.print(*(escape(line) for line in lines[-STORY_LINES:]), sep="\n", soft_wrap=True)
+
+
+async def analysts_views(database: str) -> dict[str, tuple[Sequence[str], Rows]]:
+    """Name -> (headings, rows) of the views for analysts, on what the demo wrote."""
+    connection = await asyncpg.connect(database)
+    try:
+        found = {name: await connection.fetch(sql) for name, sql in VIEWS.items()}
+    finally:
+        await connection.close()
+    return {name: (tuple(rows[0].keys() if rows else ()), [tuple(row) for row in rows]) for name, rows in found.items()}
+
+
+def _closing_sentence(result: Result) -> str:
+    if not result.holds:
+        return "An invariant is broken: --details tells the stories."
+    lost, double = result.comparison.naive_lost, result.comparison.naive_double
+    return (
+        f"Nothing was lost and nothing applied twice. On the same traffic the naive writer\n"
+        f"lost {lost:,} updates and applied {double:,} events twice."
+    )
+
+
+def _comparison(result: Result) -> Table:
+    """Ours are the checker's findings, not a promise."""
+    found = {verdict.invariant: len(verdict.violations) for verdict in result.verdicts}
+    comparison = result.comparison
+    table = Table("", "ours", "naive")
+    for what, ours, naive in (
+        ("updates lost", found["no event lost"], comparison.naive_lost),
+        ("events applied twice", found["one effect per event"], comparison.naive_double),
+        ("closed by a human, reported as expired", comparison.ours_wrong_closings, comparison.naive_wrong_closings),
+        (
+            "races that came out wrong",
+            sum(score.ours_wrong for score in comparison.scores),
+            sum(score.naive_wrong for score in comparison.scores),
+        ),
+    ):
+        table.add_row(what, f"{ours:,}", f"[red]{naive:,}" if naive else "0")
     return table
 
 
-def report(console: Console, metrics: list[Sample], comparison: Comparison, verdicts: list[Verdict]) -> None:
-    console.print(_outcomes(metrics))
-    console.print(_races(metrics))
-    console.print(_duels(comparison.scores))
-    console.print(_comparison(comparison, verdicts))
-    console.print(_verdicts(verdicts))
-    for key, lines in {verdict.violations[0]: verdict.story for verdict in verdicts if verdict.story}.items():
-        console.print(f"The story of {escape(key)}:", style="bold red")
-        console.print(*(escape(line) for line in lines[-STORY_LINES:]), sep="\n", highlight=False, soft_wrap=True)
+def _contention(points: Sequence[Point]) -> Table:
+    table = Table("outside writers on 10 conversations", *(f"{point.writers}" for point in points))
+    table.add_row("events/s", *(f"{point.events_per_second:,.0f}" for point in points))
+    table.add_row("conflict rate", *(f"{point.conflict_rate:.1%}" for point in points))
+    table.add_row("mean retries", *(f"{point.mean_retries:.2f}" for point in points))
+    return table
 
 
-def _duels(scores: list[Score]) -> Table:
+def _races(scores: list[Score]) -> Table:
     table = Table("race", "first", "times", "first", "times", "ours wrong", "naive wrong", title="The six races")
     for s in scores:
-        one, other = RACES[s.race]
-        times = (
-            one,
-            f"{s.one_first}",
-            other if s.race != TWO_TIMERS else "",
-            f"{s.other_first}" if s.race != TWO_TIMERS else "",
-        )
-        table.add_row(f"{s.race}", *times, f"{s.ours_wrong}", f"[red]{s.naive_wrong}" if s.naive_wrong else "0")
-    return table
-
-
-def _comparison(comparison: Comparison, verdicts: list[Verdict]) -> Table:
-    """Ours are the checker's findings, not a promise."""
-    found = {verdict.invariant: str(len(verdict.violations)) for verdict in verdicts}
-    table = Table("", "ours", "naive", title="The same traffic, twice")
-    table.add_row("lost updates", found["no event lost"], f"[red]{comparison.naive_lost:,}")
-    table.add_row("double effects", found["one effect per event"], f"[red]{comparison.naive_double:,}")
-    table.add_row(
-        "closed by a human, reported as expired",
-        f"{comparison.ours_wrong_closings:,}",
-        f"[red]{comparison.naive_wrong_closings:,}",
-    )
+        one, other = RACES[s.kind]
+        second = (other, f"{s.other_first}") if s.kind != TWO_TIMERS else ("", "")
+        naive = f"[red]{s.naive_wrong}" if s.naive_wrong else "0"
+        table.add_row(f"{s.kind}", one, f"{s.one_first}", *second, f"{s.ours_wrong}", naive)
     return table
 
 
@@ -125,9 +164,12 @@ def _outcomes(metrics: list[Sample]) -> Table:
     return table
 
 
-def _races(metrics: list[Sample]) -> Table:
+def _locking(metrics: list[Sample]) -> Table:
     escalations = total(metrics, "conversation_lock_escalations_total")
-    caption = f"{escalations:,.0f} conversations were locked after repeated losses"
+    caption = (
+        f"{escalations:,.0f} conversations were locked after repeated conflicts. A tick that loses its race often "
+        "finds nothing left to do: it counts as a conflict, but was not committed, so not among the retries."
+    )
     headings = ("operation", "committed", "conflicts", "conflict rate", "mean retries")
     table = Table(*headings, title="Optimistic locking", caption=caption)
     for kind in Kind:
@@ -137,6 +179,7 @@ def _races(metrics: list[Sample]) -> Table:
 
 
 def _figures(metrics: list[Sample], **labels: str) -> tuple[str, str, str, str]:
+    """Committed, conflicts, conflict rate, mean retries."""
     committed = total(metrics, "conversation_write_attempts_total", result="committed", **labels)
     conflicts = total(metrics, "conversation_write_attempts_total", result="conflict", **labels)
     retries = total(metrics, "conversation_operation_retries_sum", **labels)
@@ -152,22 +195,6 @@ def _ratio(part: float, whole: float) -> float:
 def _verdicts(verdicts: list[Verdict]) -> Table:
     table = Table("invariant", "looked at", "", title="Verdict")
     for verdict in verdicts:
-        broken = (
-            "" if verdict.holds else f"[red]BROKEN[/] {len(verdict.violations)} times: {escape(verdict.violations[0])}"
-        )
-        table.add_row(verdict.invariant, f"{verdict.looked_at:,}", broken or "[green]holds")
+        found = "[green]holds" if verdict.holds else f"[red]BROKEN[/] {len(verdict.violations)} times"
+        table.add_row(verdict.invariant, f"{verdict.looked_at:,}", found)
     return table
-
-
-async def print_reports(console: Console, database: str) -> None:
-    """The views for analysts, on what the demo wrote."""
-    connection = await asyncpg.connect(database)
-    try:
-        for name, sql in REPORTS.items():
-            rows = await connection.fetch(sql)
-            table = Table(*(rows[0].keys() if rows else ()), title=name)
-            for row in rows:
-                table.add_row(*(str(cell) for cell in row))
-            console.print(table)
-    finally:
-        await connection.close()

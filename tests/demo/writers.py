@@ -9,20 +9,22 @@ import asyncpg
 from consumer.errors import ConcurrencyError
 from consumer.lifecycle.model import Event
 from consumer.service.service import ConversationService
-from tests.demo.traffic import Traffic
+from tests.traffic import Traffic
 
 HOLD_SECONDS = 0.7
 PAUSE_SECONDS = 1.0
 
 
-async def rival(name: str, apply: Callable[[Event], Awaitable[None]], traffic: Traffic, stop: asyncio.Event) -> None:
+async def concurrent_writer(
+    name: str, apply: Callable[[Event], Awaitable[None]], traffic: Traffic, stop: asyncio.Event
+) -> None:
     """Applies one event after the other to the hot conversations, as an API or a back office would."""
     random = Random(name)
     while not stop.is_set():
         await apply(traffic.event(random.choice(traffic.hot), name))
 
 
-async def insist(service: ConversationService, event: Event) -> None:
+async def apply_until_written(service: ConversationService, event: Event) -> None:
     """A caller that comes back when its retry budget was used up: the same event again is safe."""
     while True:
         try:

@@ -17,10 +17,10 @@ from consumer.kafka.admin import admin
 from consumer.kafka.producer import KafkaProducer
 from consumer.lifecycle.model import Event
 from consumer.settings import KafkaSettings
+from tests.stack.broker import delete, read_all
 from tests.stack.database import APPLIED
 from tests.stack.replica import Replica
 from tests.stack.services import Services
-from tests.stack.topic import delete, read_all
 
 PARTITIONS = 3
 
@@ -54,7 +54,7 @@ class Group:
             "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
             "CONSUMER_KAFKA__TOPICS": self.topic,
             "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
-            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": "3",
+            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds),
             "CONSUMER_KAFKA__COMMIT_INTERVAL_SECONDS": "0.2",
             "CONSUMER_WORKER__OUTAGE_BACKOFF_MAX_SECONDS": "0.5",
         }
@@ -132,6 +132,7 @@ async def group(stack: Services, database: str, tmp_path: Path) -> AsyncIterator
         group_id=name,
         topics=(f"{name}.events",),
         dead_letter_topic=f"{name}.dead-letter",
+        session_timeout_seconds=await stack.session_seconds(3),
     )
     made = Group(kafka, database, tmp_path)
     await made.create_topic(kafka.topics[0], PARTITIONS)

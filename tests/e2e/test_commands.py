@@ -13,13 +13,14 @@ import pytest
 from consumer.decoding import as_record
 from consumer.lifecycle.model import Status
 from consumer.postgres import migrations
+from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, close, message
 from tests.conftest import aged, opened
 from tests.e2e.conftest import Group, until
+from tests.stack.broker import delete, read_all
 from tests.stack.database import execute, new_database
 from tests.stack.services import Services
-from tests.stack.topic import delete, read_all
 
 NOW = datetime.now(UTC)
 
@@ -93,9 +94,7 @@ class TestMigrate:
             _, after, _ = await command(group, "migrate", "status", CONSUMER_DATABASE__URL=empty)
 
         assert code == 0
-        assert before.startswith(
-            f"database nothing, this build {migrations.head()}, needed {migrations.REQUIRED_REVISION}"
-        )
+        assert before.startswith(f"database nothing, this build {migrations.head()}, needed {REQUIRED_REVISION}")
         assert after.startswith(f"database {migrations.head()}, this build {migrations.head()}")
 
     async def test_replicas_may_migrate_at_once(self, group: Group, stack: Services) -> None:
@@ -134,7 +133,7 @@ async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group,
 
     assert code == 1
     assert "3 published, 2 rejected" in out
-    assert "line 2: not a JSON object with a subject" in err
+    assert "line 2: not a JSON object" in err
     assert "line 5: schema_violation: data.status: Field required" in err
     records = await read_all(group.kafka, group.topic)
     assert sorted((record.key, record.value) for record in records) == [
@@ -182,31 +181,6 @@ async def test_a_port_that_is_taken_is_named(group: Group) -> None:
     code, _, err = await command(group, "run", CONSUMER_HTTP__PORT=str(replica.port))
 
     assert (code, f"CONSUMER_HTTP__PORT={replica.port}" in err, "Traceback" in err) == (2, True, False)
-
-
-async def test_the_readmes_library_example_runs_as_printed(group: Group) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
-    here = example.replace("postgresql://localhost/conversation", group.database)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", here, stdout=asyncio.subprocess.PIPE)
-
-    out, _ = await process.communicate()
-
-    assert (process.returncode, out) == (0, b"applied\n")
-
-
-async def test_the_readmes_events_are_published_and_told_as_printed(group: Group, tmp_path: Path) -> None:
-    lines = re.findall(r"^    (\{.*\})$", (Path(__file__).parents[2] / "README.md").read_text(), re.MULTILINE)
-    file = tmp_path / "events.jsonl"
-    file.write_text("\n".join(lines))
-    replica = await group.replica()
-
-    _, published, _ = await command(group, "publish", str(file))
-    await group.until_applied(2)
-    await replica.stop()
-    _, told, _ = await command(group, "conversation", "history", "thread-4711")
-
-    assert "2 published, 0 rejected" in published
-    assert "pending -> agent_closed" in told
 
 
 async def test_a_conversation_is_shown_with_its_history(group: Group) -> None:
@@ -417,7 +391,7 @@ class TestTop:
 
         assert code == 0
         assert "0.00%" in out
-        assert "Connection refused" in out
+        assert "no answer from http://127.0.0.1:1/metrics: Cannot connect" in out
 
 
 class TestDoctor:
@@ -435,9 +409,9 @@ class TestDoctor:
     @pytest.mark.parametrize(
         ("settings", "told"),
         [
-            ({"CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "check CONSUMER_KAFKA__BOOTSTRAP_SERVERS"),
+            ({"CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "CONSUMER_KAFKA__BOOTSTRAP_SERVERS"),
             ({"CONSUMER_KAFKA__TOPICS": "nobody-made-this"}, "run `conversation-consumer topics`"),
-            ({"CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none"}, "check CONSUMER_DATABASE__URL"),
+            ({"CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none"}, "host and port in CONSUMER_DATABASE__URL"),
         ],
     )
     async def test_what_is_missing_comes_with_its_remedy(

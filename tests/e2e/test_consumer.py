@@ -19,10 +19,10 @@ from consumer.postgres import migrations
 from schemas import Reason
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.e2e.conftest import PARTITIONS, Group, until
+from tests.stack.broker import delete
 from tests.stack.kafka_broker import KafkaBroker
 from tests.stack.postgres_server import PostgresServer
 from tests.stack.replica import Replica
-from tests.stack.topic import delete
 
 NOW = datetime.now(UTC)
 

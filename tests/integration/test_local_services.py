@@ -2,18 +2,20 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from tests.stack.postgres_server import PostgresServer
-from tests.stack.process import DevstackError, Server
+from tests.stack.process import DevstackError, Server, answers
 from tests.stack.services import Services, services
 
 START_AND_WAIT = """
@@ -80,11 +82,12 @@ def test_a_server_that_fails_to_start_says_what_it_printed() -> None:
 
 
 class TestResolver:
-    def test_given_services_are_taken_as_they_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DEVSTACK_KAFKA", "kafka.test:9092")
-        monkeypatch.setenv("DEVSTACK_POSTGRES", "postgresql://postgres.test/db")
+    """`services` is given an environment: what the caller of the tests has set does not matter."""
 
-        with services() as found:
+    def test_given_services_are_taken_as_they_are(self) -> None:
+        given = {"DEVSTACK_KAFKA": "kafka.test:9092", "DEVSTACK_POSTGRES": "postgresql://postgres.test/db"}
+
+        with services(given) as found:
             assert found == Services(
                 "kafka.test:9092",
                 "postgresql://postgres.test/db",
@@ -92,32 +95,64 @@ class TestResolver:
             )
 
     @pytest.mark.parametrize(
-        ("forced", "told"),
+        ("environment", "message"),
         [
-            ("env", "DEVSTACK=env, but DEVSTACK_KAFKA is not set"),
-            ("mainframe", "DEVSTACK=mainframe: choose one of env, docker, packages"),
+            ({"DEVSTACK": "env"}, "DEVSTACK=env, but DEVSTACK_KAFKA is not set"),
+            (
+                {"DEVSTACK": "env", "DEVSTACK_KAFKA": "kafka.test:9092"},
+                "DEVSTACK=env, but DEVSTACK_POSTGRES is not set",
+            ),
+            ({"DEVSTACK": "mainframe"}, "DEVSTACK=mainframe: choose one of env, packages, docker"),
         ],
     )
-    def test_what_cannot_be_had_is_one_clear_line(
-        self, monkeypatch: pytest.MonkeyPatch, forced: str, told: str
-    ) -> None:
-        monkeypatch.setenv("DEVSTACK", forced)
-        monkeypatch.delenv("DEVSTACK_KAFKA", raising=False)
-
-        with pytest.raises(DevstackError, match=told), services():
+    def test_what_cannot_be_had_is_one_clear_line(self, environment: dict[str, str], message: str) -> None:
+        with pytest.raises(DevstackError, match=message), services(environment):
             pass
 
-    def test_without_an_engine_docker_cannot_be_forced(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DEVSTACK", "docker")
+    def test_without_an_engine_docker_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
 
-        with pytest.raises(DevstackError, match="no Docker engine answers"), services():
+        with pytest.raises(DevstackError, match="no Docker engine answers"), services({"DEVSTACK": "docker"}):
             pass
 
-    def test_the_consumers_own_settings_are_never_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("DEVSTACK", "env")
-        monkeypatch.delenv("DEVSTACK_KAFKA", raising=False)
-        monkeypatch.setenv("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "production:9092")
+    def test_the_consumers_own_settings_are_never_looked_at(self) -> None:
+        production = {"DEVSTACK": "env", "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "production:9092"}
 
-        with pytest.raises(DevstackError), services():
+        with pytest.raises(DevstackError), services(production):
             pass
+
+    def test_packages_are_the_default_even_where_docker_answers(self) -> None:
+        with services({}) as found:
+            assert "from Python packages" in found.origin
+            assert "from a Python package" in found.origin
+            assert asyncio.run(found.session_seconds(3)) == 3
+
+    def test_the_simulation_and_the_demo_import_no_docker(self) -> None:
+        script = "import sys, tests.simulation.__main__, tests.demo.demo; sys.exit('docker' in sys.modules)"
+
+        assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_broker_of_default_settings_bounds_the_session_timeout(stack: Services) -> None:
+    assert asyncio.run(stack.session_seconds(7)) == 7
+    assert asyncio.run(stack.session_seconds(0.1)) >= 1
+
+
+def test_the_services_to_play_with_serve_as_printed_and_leave_nothing_behind() -> None:
+    command = [sys.executable, "-m", "tests.stack"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DEVSTACK")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as playing:
+        assert playing.stdout is not None
+        printed = "".join(iter(playing.stdout.readline, "They run, with their data, until Ctrl-C.\n"))
+        exports = dict(re.findall(r"export (\w+)=(\S+)", printed))
+        consumer = [sys.executable, "-m", "consumer"]
+        try:
+            for arguments in (["migrate"], ["topics", "--partitions", "2"], ["doctor"]):
+                subprocess.run([*consumer, *arguments], env={**environment, **exports}, check=True, timeout=60)
+        finally:
+            playing.send_signal(signal.SIGINT)
+        kafka = urlsplit(f"//{exports['CONSUMER_KAFKA__BOOTSTRAP_SERVERS']}")
+
+    assert playing.returncode == 0
+    assert kafka.port is not None
+    assert not answers(kafka.port)

@@ -14,8 +14,8 @@ from consumer.kafka.admin import admin, log_bounds, misplaced_share
 from consumer.kafka.placement import MAX_WARNINGS, Placement, home_of
 from consumer.observability.metrics import Metrics, samples, total
 from consumer.settings import KafkaSettings
+from tests.stack.broker import delete
 from tests.stack.services import Services
-from tests.stack.topic import delete
 
 PARTITIONS = 3
 KEY = b"c-1"

@@ -1,4 +1,4 @@
-"""What only PostgreSQL can show: row locks, refused values, the alarm, the schema."""
+"""What only PostgreSQL can show: row locks, refused values, timers, transitions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,13 +15,11 @@ from consumer.errors import (
     InvalidEventError,
     RefusedError,
     StaleOwnerError,
-    TooSlowError,
     UnavailableError,
 )
 from consumer.lifecycle.model import Author, Event, Outcome, Policy, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
-from consumer.postgres import migrations
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
 from consumer.service.batch import Batch
@@ -67,10 +65,6 @@ async def apply(store: PostgresStore, *events: Event) -> list[Outcome]:
 LOCK_C1 = "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE"
 INSERT_C1 = """INSERT INTO conversation (conversation_id, version, session, status, opened_at, last_activity_at,
     user_messages, agent_messages, expires_at) VALUES ('c-1', 1, 1, 'pending', now(), now(), 0, 0, now())"""
-
-
-KILL_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 class TestRowLocks:
@@ -170,6 +164,12 @@ class TestRowLocks:
 
         assert await rows(database, "SELECT next_offset FROM kafka_offset") == [(1,)]
 
+    async def test_the_guard_of_another_owner_stops_this_one(self, store: PostgresStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 5))
+
+        with pytest.raises(StaleOwnerError):
+            await ConversationService(store).consume(Batch([message(at=NOW)], Progress(PLACE, 0, 1)), asyncio.sleep)
+
 
 async def until_applied(service: ConversationService, progress: Progress) -> None:
     """The successor's side: an outage until the stalled owner's lock is gone."""
@@ -186,15 +186,15 @@ class AlwaysBeaten(PostgresStore):
 
     def __init__(self, store: PostgresStore) -> None:
         super().__init__(store._engine)
-        self._rival = ConversationService(store)
+        self._other_writer = ConversationService(store)
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, remembered) as attempt:
+        async with super().attempt(events, progress, locking, cached) as attempt:
             if locking is Locking.OPTIMISTIC:
-                await self._rival.apply([message(at=NOW - MINUTE)])
+                await self._other_writer.apply([message(at=NOW - MINUTE)])
             yield attempt
 
 
@@ -243,7 +243,7 @@ class TestRefusedValues:
 
         assert (await store.conversation("c-1"))[1] == 1
 
-    async def test_a_refusal_is_told_even_if_another_conversation_is_contended(
+    async def test_a_refusal_is_reported_even_if_another_conversation_is_contended(
         self, store: PostgresStore, database: str
     ) -> None:
         await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
@@ -284,7 +284,7 @@ class TestTimes:
         assert replay("c-1", history, Policy()).sessions == (session,)
 
 
-class TestAlarm:
+class TestTimer:
     async def wake_at(self, url: str) -> datetime | None:
         ((at,),) = await rows(url, "SELECT wake_at FROM conversation")
         assert at is None or isinstance(at, datetime)
@@ -338,93 +338,3 @@ class TestTransitions:
             ("c-1", 1, 1, None, "pending", "user", None, NOW - MINUTE),
             ("c-1", 1, 3, "pending", "agent_closed", "agent-7", "done", NOW),
         ]
-
-
-class TestSchema:
-    def test_the_migrations_end_in_the_tables_of_the_code(self, template: str) -> None:
-        migrations.check(template)
-
-    async def test_migrating_again_changes_nothing(self, store: PostgresStore, database: str) -> None:
-        await apply(store, message(at=NOW))
-
-        await asyncio.to_thread(migrations.upgrade, database)
-
-        assert (await store.conversation("c-1"))[1] == 1
-
-    def test_the_statements_can_be_printed_for_an_administrator(self) -> None:
-        assert "CREATE TABLE conversation_event" in migrations.upgrade_sql()
-
-    async def test_the_newest_revision_is_enough_for_this_build(self, store: PostgresStore) -> None:
-        assert await store.schema_revision() == migrations.head() >= migrations.REQUIRED_REVISION
-
-    async def test_the_view_has_all_sessions(self, store: PostgresStore, database: str) -> None:
-        await apply(store, message(at=NOW - HOUR), close(at=NOW - MINUTE), message(at=NOW))
-
-        found = await rows(database, "SELECT session, status FROM conversation_session ORDER BY session")
-
-        assert found == [(1, "agent_closed"), (2, "pending")]
-
-    async def test_ids_sort_by_byte(self, store: PostgresStore, database: str) -> None:
-        await apply(store, *(message(at=NOW, conversation_id=key) for key in ("b", "A", "a", "B")))
-
-        found = await rows(database, "SELECT conversation_id FROM conversation ORDER BY 1")
-
-        assert [key for (key,) in found] == ["A", "B", "a", "b"]
-
-
-class TestOutages:
-    async def test_a_database_that_is_not_there_is_unavailable(self) -> None:
-        async with opened("postgresql://nobody@127.0.0.1:1/none") as store:
-            with pytest.raises(UnavailableError):
-                await apply(store, message(at=NOW))
-            assert not await store.answers()
-
-    async def test_a_killed_backend_is_unavailable_once(self, store: PostgresStore, database: str) -> None:
-        await apply(store, message(at=NOW))
-        await execute(database, KILL_OTHERS)
-
-        with pytest.raises(UnavailableError):
-            await apply(store, message(at=NOW))
-
-        assert await apply(store, message(at=NOW)) == [Outcome.APPLIED]
-
-    async def test_a_failed_save_is_counted_as_an_error(self, store: PostgresStore, database: str) -> None:
-        metrics = Metrics()
-        await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
-
-        with pytest.raises(RefusedError):
-            await ConversationService(store, metrics=metrics).apply([message(Author.AGENT, NOW)])
-
-        assert counted(metrics, "conversation_write_attempts_total", result="error") == 1
-
-    async def test_the_pools_gauge_survives_an_outage(self, store: PostgresStore, database: str) -> None:
-        metrics = Metrics()
-        async with opened(database, metrics) as watched:
-            await apply(watched, message(at=NOW))
-            await execute(database, KILL_OTHERS)
-            with pytest.raises(UnavailableError):
-                await apply(watched, message(at=NOW))
-            await apply(watched, message(at=NOW))
-
-            assert counted(metrics, "conversation_db_pool_connections", state="idle") == 1
-
-    async def test_an_error_does_not_quote_what_was_written(self, store: PostgresStore, database: str) -> None:
-        await execute(database, "ALTER TABLE conversation_event ADD COLUMN tenant text NOT NULL")
-
-        with pytest.raises(Exception, match="tenant") as caught:
-            await apply(store, close(at=NOW, reason="canary-4711"))
-
-        assert "canary-4711" not in str(caught.value)
-
-    async def test_a_statement_that_takes_too_long_is_told_from_an_outage(self, database: str) -> None:
-        async with opened(database, statement_timeout_seconds=0.2, lock_timeout_seconds=5) as store:
-            await apply(store, message(at=NOW))
-            async with outsider(database, LOCK_C1):
-                with pytest.raises(TooSlowError):
-                    await apply(store, message(at=NOW))
-
-    async def test_the_guard_of_another_owner_stops_this_one(self, store: PostgresStore) -> None:
-        await store.create_offset(PLACE, StoredOffset("cluster", 5))
-
-        with pytest.raises(StaleOwnerError):
-            await ConversationService(store).consume(Batch([message(at=NOW)], Progress(PLACE, 0, 1)), asyncio.sleep)

@@ -172,15 +172,15 @@ class Machine(RuleBasedStateMachine):
             await tried(stack.__aexit__(type(error) if error else None, error, None))
 
     @rule(limit=st.integers(1, 3))
-    def ring(self, limit: int) -> None:
-        self.run(self._ring(limit))
+    def take_due_timers(self, limit: int) -> None:
+        self.run(self._take_due_timers(limit))
 
-    async def _ring(self, limit: int) -> None:
+    async def _take_due_timers(self, limit: int) -> None:
         real, model = self.pairs[0]
-        rang = await real.ring(limit)
-        self.now = rang[0].now if rang else self.now
-        mine = await model.ring(limit)
-        assert sorted((a.conversation_id, a.deadline) for a in rang) == sorted(
+        due = await real.take_due_timers(limit)
+        self.now = due[0].now if due else self.now
+        mine = await model.take_due_timers(limit)
+        assert sorted((a.conversation_id, a.deadline) for a in due) == sorted(
             (a.conversation_id, a.deadline) for a in mine
         )
 

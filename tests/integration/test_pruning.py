@@ -5,10 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from consumer.commands import prune
-from consumer.commands.prune import Plan, Pruned, carry_out
+from consumer.commands.prune import Pruned, PrunePlan, carry_out
 from consumer.errors import ConsumerError, UnavailableError
 from consumer.lifecycle.model import Outcome, Status
 from consumer.observability.metrics import Metrics
@@ -17,7 +16,8 @@ from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import aged, opened
-from tests.integration.test_postgres import KILL_OTHERS, PLACE, apply, outsider, rows
+from tests.integration.test_outages import KILL_OTHERS
+from tests.integration.test_postgres import PLACE, apply, outsider, rows
 from tests.races import counted
 from tests.stack.database import execute
 
@@ -25,14 +25,14 @@ NOW = datetime.now(UTC)
 KEPT_ELSEWHERE = ("conversation", "conversation_session_archive", "transition_outbox", "kafka_offset")
 
 
-async def planned(store: PostgresStore) -> Plan:
+async def planned(store: PostgresStore) -> PrunePlan:
     horizon = timedelta(days=30)
-    return Plan(horizon, await store.now() - horizon, {}, *await store.history_size())
+    return PrunePlan(horizon, await store.now() - horizon, {}, *await store.history_size())
 
 
-async def pruned(store: PostgresStore, plan: Plan | None = None, **options: Any) -> Pruned:
+async def pruned(store: PostgresStore, plan: PrunePlan | None = None, **options: Any) -> Pruned:
     stopping = options.pop("stopping", asyncio.Event())
-    return await carry_out(Console(quiet=True), store, plan or await planned(store), stopping, **options)
+    return await carry_out(store, plan or await planned(store), stopping, **options)
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ class TestAmongWriters:
     async def test_it_does_not_wait_for_ever(
         self, old_and_young: PostgresStore, database: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(prune, "PATIENCE_SECONDS", 0.3)
+        monkeypatch.setattr(prune, "RETRY_SECONDS", 0.3)
         plan = await planned(old_and_young)
 
         async with outsider(database, "LOCK TABLE conversation_event"):

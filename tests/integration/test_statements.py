@@ -15,15 +15,16 @@ from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres import attempt as statements
 from consumer.postgres.store import PostgresStore
 from consumer.service.batch import Batch
-from consumer.service.cache import Memory
+from consumer.service.cache import ConversationCache
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, close, message
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 0)
+READING = "read versions and known ids"
 NAMES = {
-    statements.ADVANCE: "advance",
-    statements.LOOK: "look",
+    statements.ADVANCE_OFFSET: "advance offset",
+    statements.READ_VERSIONS_AND_KNOWN_IDS: READING,
     statements.LOAD: "load",
     statements.UPDATE: "update",
     statements.INSERT: "insert",
@@ -31,50 +32,50 @@ NAMES = {
 }
 
 
-class Listening(asyncpg.Connection):  # type: ignore[misc]
-    """Writes down what it is told."""
+class Recording(asyncpg.Connection):  # type: ignore[misc]
+    """Records its statements."""
 
-    told: list[str]
+    statements: list[str]
 
     async def execute(self, query: str, *arguments: Any, **options: Any) -> Any:
-        self.told.append(NAMES.get(query, query.rstrip(";")))
+        self.statements.append(NAMES.get(query, query.rstrip(";")))
         return await super().execute(query, *arguments, **options)
 
     async def fetch(self, query: str, *arguments: Any, **options: Any) -> Any:
-        self.told.append(NAMES.get(query, query))
+        self.statements.append(NAMES.get(query, query))
         return await super().fetch(query, *arguments, **options)
 
     async def copy_records_to_table(self, table_name: str, **options: Any) -> Any:
-        self.told.append(f"copy {table_name}")
+        self.statements.append(f"copy {table_name}")
         return await super().copy_records_to_table(table_name, **options)
 
 
 @asynccontextmanager
-async def listened(database: str) -> AsyncIterator[tuple[PostgresStore, list[str]]]:
-    Listening.told = []
+async def recorded(database: str) -> AsyncIterator[tuple[PostgresStore, list[str]]]:
+    Recording.statements = []
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: asyncpg.connect(database, connection_class=Listening),
+        async_creator=lambda: asyncpg.connect(database, connection_class=Recording),
         isolation_level="AUTOCOMMIT",
     )
     try:
-        yield PostgresStore(engine), Listening.told
+        yield PostgresStore(engine), Recording.statements
     finally:
         await engine.dispose()
 
 
-async def statements_of(database: str, *batches: Sequence[Event], remembered: int = 1000) -> list[str]:
+async def statements_of(database: str, *batches: Sequence[Event], cached: int = 1000) -> list[str]:
     """Those of the last of the batches, which follow each other as in the log."""
-    async with listened(database) as (store, told):
+    async with recorded(database) as (store, recorded_statements):
         await store.create_offset(PLACE, StoredOffset("cluster", 0))
-        service, memory, mark, start = ConversationService(store), Memory(remembered), 0, 0
+        service, cache, mark, start = ConversationService(store), ConversationCache(cached), 0, 0
         for events in batches:
-            batch = Batch(events, Progress(PLACE, start, start + len(events), mark), memory=memory)
-            told.clear()
+            batch = Batch(events, Progress(PLACE, start, start + len(events), mark), cache=cache)
+            recorded_statements.clear()
             await service.consume(batch, asyncio.sleep)
             assert batch.progress is not None
             start, mark = batch.progress.end, batch.progress.mark
-        return list(told)
+        return list(recorded_statements)
 
 
 def messages(count: int, at: datetime) -> Sequence[Event]:
@@ -83,20 +84,20 @@ def messages(count: int, at: datetime) -> Sequence[Event]:
 
 @pytest.mark.parametrize("count", [1, 3000])
 async def test_a_batch_of_messages_takes_six_statements(database: str, count: int) -> None:
-    told = await statements_of(database, messages(count, NOW - MINUTE), messages(count, NOW))
+    executed = await statements_of(database, messages(count, NOW - MINUTE), messages(count, NOW))
 
-    assert told == ["BEGIN", "advance", "look", "update", "copy conversation_event", "COMMIT"]
+    assert executed == ["BEGIN", "advance offset", READING, "update", "copy conversation_event", "COMMIT"]
 
 
 @pytest.mark.parametrize("count", [1, 3000])
-@pytest.mark.parametrize(("remembered", "reading"), [(6000, ["look"]), (0, ["look", "load", "look"])])
+@pytest.mark.parametrize(("cached", "reading"), [(6000, [READING]), (0, [READING, "load", READING])])
 async def test_a_first_attempt_takes_eleven_statements_at_most(
-    database: str, count: int, remembered: int, reading: list[str]
+    database: str, count: int, cached: int, reading: list[str]
 ) -> None:
     old: Iterable[Event] = (close(at=NOW - HOUR, conversation_id=f"c-{number}") for number in range(count))
     new: Iterable[Event] = (message(at=NOW, conversation_id=f"new-{number}") for number in range(count))
 
-    told = await statements_of(database, [*old], [*messages(count, NOW), *new], remembered=remembered)
+    executed = await statements_of(database, [*old], [*messages(count, NOW), *new], cached=cached)
 
     writing = ["update", "insert", "archive", "copy conversation_event", "copy transition_outbox"]
-    assert told == ["BEGIN", "advance", *reading, *writing, "COMMIT"]
+    assert executed == ["BEGIN", "advance offset", *reading, *writing, "COMMIT"]

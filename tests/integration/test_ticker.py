@@ -1,4 +1,4 @@
-"""The reference ticker on real alarms: nothing starves, nothing multiplies, nothing is lost."""
+"""The reference ticker on real timers: nothing starves, nothing multiplies, nothing is lost."""
 
 import asyncio
 from collections import Counter
@@ -59,7 +59,7 @@ def ticker(
 
 
 async def silent(database: str) -> bool:
-    """Whether no alarm rings any more."""
+    """Whether no timer is due any more."""
     connection = await asyncpg.connect(database)
     try:
         return not await connection.fetchval("SELECT count(*) FROM conversation WHERE wake_at <= now()")
@@ -74,7 +74,7 @@ async def overdue_conversations(store: PostgresStore, count: int) -> None:
 
 
 async def pass_time(database: str, span: timedelta) -> None:
-    """As if so much time had gone by, for the alarms and the deadlines."""
+    """As if so much time had gone by, for the timers and the deadlines."""
     seconds = span.total_seconds()
     shifts = ", ".join(f"{name} = {name} - interval '{seconds} s'" for name in ("wake_at", "idle_at", "expires_at"))
     await execute(database, f"UPDATE conversation SET {shifts}")
@@ -120,7 +120,7 @@ async def test_the_tick_makes_the_deadline_count(store: PostgresStore, database:
     assert await silent(database)
 
 
-async def test_an_alarm_whose_deadline_moved_is_set_anew(store: PostgresStore, database: str) -> None:
+async def test_a_timer_whose_deadline_moved_is_set_anew(store: PostgresStore, database: str) -> None:
     service = ConversationService(store)
     await service.apply([message(at=NOW - 49 * HOUR, conversation_id="c-1")])
     await execute(database, "UPDATE conversation SET expires_at = now() + interval '1 h'")
@@ -134,7 +134,7 @@ async def test_an_alarm_whose_deadline_moved_is_set_anew(store: PostgresStore, d
 
 async def test_a_tick_lost_between_commit_and_emission_comes_again(store: PostgresStore, database: str) -> None:
     await overdue_conversations(store, 1)
-    await store.ring(10)
+    await store.take_due_timers(10)
     recorder = Recorder()
 
     await run_until(lambda: silent(database), ticker(store, recorder))
@@ -226,9 +226,9 @@ async def test_the_next_ring_is_paced_by_how_late_it_is(
     await ConversationService(store).apply([message(at=NOW)])
     await execute(database, f"UPDATE conversation SET wake_at = now(), expires_at = now() - interval '{late} s'")
 
-    (alarm,) = await store.ring(10)
+    (timer,) = await store.take_due_timers(10)
 
     connection = await asyncpg.connect(database)
     wake_at = await connection.fetchval("SELECT wake_at FROM conversation")
     await connection.close()
-    assert abs((wake_at - alarm.now).total_seconds() - pause) < 5
+    assert abs((wake_at - timer.now).total_seconds() - pause) < 5

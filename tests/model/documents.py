@@ -1,4 +1,4 @@
-"""The parts of the README that follow from the code: `python -m tests.model.documents` writes them anew."""
+"""The parts of docs/ that follow from the code: `python -m tests.model.documents` writes them anew."""
 
 import re
 from collections.abc import Callable
@@ -6,29 +6,28 @@ from pathlib import Path
 
 from consumer import settings
 from consumer.lifecycle.model import Policy
-from tests.model import explorer as lifecycle
+from tests.model import explorer
 
-README = Path(__file__).parents[2] / "README.md"
-SECTIONS: dict[str, Callable[[], str]] = {
-    "settings": settings.markdown,
-    "lifecycle": lambda: lifecycle.markdown(lifecycle.survey(lifecycle.explored(Policy()))),
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+SECTIONS: dict[str, tuple[Path, Callable[[], str]]] = {
+    "settings": (DOCS / "operations.md", settings.markdown),
+    "lifecycle": (
+        DOCS / "lifecycle.md",
+        lambda: explorer.markdown(explorer.survey(explorer.explored(Policy()))),
+    ),
 }
 
 
-def regenerated(text: str) -> str:
-    """`text` with each section between its two comments as the code has it now."""
-    for name, markdown in SECTIONS.items():
-        text = with_section(text, name, markdown())
-    return text
-
-
-def with_section(text: str, name: str, body: str) -> str:
-    """`text` with `body` between the two comments of section `name`."""
+def write_section(file: Path, name: str, body: str) -> None:
+    """Puts `body` between the two comments of section `name`."""
     section = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*(\n<!-- end of {name} -->)", re.DOTALL)
+    text = file.read_text()
     if not section.search(text):
-        raise LookupError(f"the README has no section {name}")
-    return section.sub(lambda match: match[1] + body + match[2], text)
+        raise LookupError(f"{file.name} has no section {name}")
+    file.write_text(section.sub(lambda match: match[1] + body + match[2], text))
 
 
 if __name__ == "__main__":
-    README.write_text(regenerated(README.read_text()))
+    for name, (file, markdown) in SECTIONS.items():
+        write_section(file, name, markdown())

@@ -24,7 +24,7 @@ from consumer.lifecycle.model import (
     Tick,
 )
 from consumer.lifecycle.rules import apply
-from tests.demo.traffic import CLOSINGS
+from tests.traffic import CLOSINGS
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)

@@ -2,7 +2,7 @@
 
 python -m tests.simulation --schedules 10000 --seed 0
 python -m tests.simulation --replay 778
-python -m tests.simulation --mutants
+python -m tests.simulation --planted
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from consumer.observability.metrics import samples
-from tests.simulation.mutants import MUTANTS
+from tests.simulation.planted import BUGS
 from tests.simulation.processes import METRICS
 from tests.simulation.schedule import Run, run
 from tests.simulation.world import Fault, Shape
@@ -30,7 +30,7 @@ AT_LEAST = 100
 """How often each kind of fault must have struck in a run of `FULL` schedules or more."""
 FULL = 10_000
 BUDGET = 5000
-"""Schedules within which a mutant must be found."""
+"""Schedules within which a bug must be found."""
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -55,19 +55,19 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=1000, help="how many to play")
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
     parser.add_argument("--replay", type=int, metavar="SEED", help="play one and tell its story")
-    parser.add_argument("--mutants", action="store_true", help="plant each bug; exit code 1 if one is not found")
-    parser.add_argument("--mutant", choices=MUTANTS, help="plant this bug")
+    parser.add_argument("--planted", action="store_true", help="plant each bug; exit code 1 if one is not found")
+    parser.add_argument("--bug", choices=BUGS, help="plant this bug")
     options = parser.parse_args()
     if options.replay is not None:
-        return replay(options.replay, options.mutant)
-    if options.mutants:
+        return replay(options.replay, options.bug)
+    if options.planted:
         return hunt()
-    return simulate(range(options.seed, options.seed + options.schedules), options.mutant)
+    return simulate(range(options.seed, options.seed + options.schedules), options.bug)
 
 
-def simulate(seeds: range, mutant: str | None) -> int:
+def simulate(seeds: range, bug: str | None) -> int:
     started, tally = time.monotonic(), Tally()
-    for part in played(seeds, mutant):
+    for part in played(seeds, bug):
         tally.add(part)
         if console.is_terminal:
             console.print(f"{tally.schedules:,} of {len(seeds):,}", end="\r")
@@ -85,17 +85,17 @@ def simulate(seeds: range, mutant: str | None) -> int:
     return 1 if tally.broken or rare else 0
 
 
-def played(seeds: range, mutant: str | None) -> Iterator[Tally]:
+def played(seeds: range, bug: str | None) -> Iterator[Tally]:
     """On all cores, in chunks."""
-    chunks = [(seeds[i : i + CHUNK], mutant) for i in range(0, len(seeds), CHUNK)]
+    chunks = [(seeds[i : i + CHUNK], bug) for i in range(0, len(seeds), CHUNK)]
     with Pool(os.cpu_count()) as pool:
         yield from pool.imap(play, chunks)
 
 
 def play(chunk: tuple[range, str | None]) -> Tally:
-    seeds, mutant = chunk
+    seeds, bug = chunk
     tally, before = Tally(schedules=len(seeds)), reached()
-    with MUTANTS[mutant]() if mutant else nullcontext():
+    with BUGS[bug]() if bug else nullcontext():
         for seed in seeds:
             done = run(seed)
             tally.struck.update({fault.value: times for fault, times in done.struck.items()})
@@ -125,9 +125,9 @@ def report(tally: Tally) -> None:
     console.print(table)
 
 
-def replay(seed: int, mutant: str | None) -> int:
+def replay(seed: int, bug: str | None) -> int:
     """The whole story of a schedule; the same each time."""
-    with MUTANTS[mutant]() if mutant else nullcontext():
+    with BUGS[bug]() if bug else nullcontext():
         done = run(seed)
     for at, who, what in done.trace:
         console.print(f"{at:10.4f}  {who:12} {what}", markup=False)
@@ -146,18 +146,18 @@ def tell(done: Run) -> None:
 
 
 def hunt() -> int:
-    """Exit code 1 if a mutant survives."""
+    """Exit code 1 if a bug survives."""
     surviving = 0
-    for mutant in MUTANTS:
+    for bug in BUGS:
         seen, found = 0, None
-        for part in played(range(BUDGET), mutant):
+        for part in played(range(BUDGET), bug):
             if found := next((broken for broken in part.broken if broken[1] != "nobody fails"), None):
                 break
             seen += part.schedules
         surviving += found is None
         told = f"found by schedule {found[0]}: {found[1]}" if found else f"[red]SURVIVES {seen} schedules"
-        console.print(f"{mutant}: {told}")
-    console.print(f"{len(MUTANTS) - surviving} of {len(MUTANTS)} planted bugs found")
+        console.print(f"{bug}: {told}")
+    console.print(f"{len(BUGS) - surviving} of {len(BUGS)} planted bugs found")
     return 1 if surviving else 0
 
 

@@ -17,10 +17,9 @@ from consumer.settings import TickerSettings, WorkerSettings
 from consumer.ticker import Ticker
 from consumer.worker import PartitionWorker
 from tests.checker.verdicts import key_of
-from tests.demo.environment import SHORT
-from tests.demo.traffic import Traffic
 from tests.fakes import MemoryStore
 from tests.simulation.world import GROUP, TOPIC, Fault, World
+from tests.traffic import SHORT_POLICY, Traffic
 
 METRICS = Metrics([TOPIC])
 """Of all schedules: what they have reached."""
@@ -39,7 +38,7 @@ class Process:
         self.store = MemoryStore(world.database, self.statement)
         self.service = ConversationService(
             self.store,
-            policy=SHORT.policy,
+            policy=SHORT_POLICY.policy,
             metrics=METRICS,
             writers=world.shape.writers,
             rng=Random(world.rng.random()),

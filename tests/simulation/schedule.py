@@ -14,12 +14,11 @@ from consumer.decoding import encoded
 from consumer.errors import ConnectionLostError
 from consumer.lifecycle.model import Event, ManualClose, Status, Tick
 from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
-from tests.demo.environment import SHORT
-from tests.demo.traffic import Mix, Traffic
 from tests.fakes import MemoryStore
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.processes import Process, Replica, Rival, TickerProcess
 from tests.simulation.world import REFUSED, Fault, World
+from tests.traffic import SHORT_POLICY, Mix, Traffic
 
 SESSION_SECONDS = 10.0
 PATIENCE_SECONDS = 1000.0
@@ -77,7 +76,7 @@ class Schedule:
         world = self.world
         with logged(world.tell):
             await self._chaos()
-            verdicts = safety(world.ledger, world.evidence(), SHORT.policy)
+            verdicts = safety(world.ledger, world.evidence(), SHORT_POLICY.policy)
             await self._heal()
             at_rest = await self._rest()
             for process in self.others:
@@ -86,7 +85,7 @@ class Schedule:
             for replica in self.replicas:
                 await replica.release()
         evidence = world.evidence()
-        verdicts += safety(world.ledger, evidence, SHORT.policy)
+        verdicts += safety(world.ledger, evidence, SHORT_POLICY.policy)
         verdicts += liveness(world.ledger, evidence, settled_to=world.now() - timedelta(seconds=1))
         verdicts.append(Verdict("all comes to rest", 1, () if at_rest else ("not in time",)))
         verdicts.append(Verdict("dead letters come before the offset", len(evidence.letters), tuple(world.early)))

@@ -32,10 +32,10 @@ def test_different_seeds_take_different_courses() -> None:
 
 
 def test_a_planted_bug_is_found_and_its_story_told() -> None:
-    mutant = "no version in the WHERE"
+    bug = "no version in the WHERE"
 
-    seed, invariant, _ = play((range(25), mutant)).broken[0]
-    told = simulation("--replay", str(seed), "--mutant", mutant)
+    seed, invariant, _ = play((range(25), bug)).broken[0]
+    told = simulation("--replay", str(seed), "--bug", bug)
 
     assert invariant == "versions 1..V without gap or repeat"
     assert told.returncode == 1
@@ -44,7 +44,7 @@ def test_a_planted_bug_is_found_and_its_story_told() -> None:
     assert simulation("--replay", str(seed)).returncode == 0
 
 
-@pytest.mark.parametrize("option", [["--schedules", "x"], ["--mutant", "no such"]])
+@pytest.mark.parametrize("option", [["--schedules", "x"], ["--bug", "no such"]])
 def test_held_wrong_it_says_so(option: list[str]) -> None:
     found = simulation(*option)
 

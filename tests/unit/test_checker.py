@@ -15,7 +15,7 @@ from consumer.records import Record
 from tests.builders import HOUR, SECOND, T0, close, message, tick
 from tests.checker.replay import replay
 from tests.checker.verdicts import Evidence, Ledger, Letter, Move, Verdict, liveness, safety, story
-from tests.demo.races import RACES, duel, held, one_came_first
+from tests.demo.races import RACES, held, new_race, one_came_first
 
 POLICY = Policy()
 NOW = T0 + 50 * HOUR
@@ -131,15 +131,15 @@ def test_a_history_that_was_tampered_with_no_longer_folds_to_the_rows() -> None:
 
 
 def test_every_race_comes_out_right_in_both_orders_and_is_told_apart() -> None:
-    for race in RACES:
-        fight = duel(race, 1, POLICY)
+    for kind in RACES:
+        race = new_race(kind, 1, POLICY)
         now = datetime.now(UTC)
-        for first, second in ((fight.one, fight.other), (fight.other, fight.one)):
-            conversation, history = Conversation(fight.conversation_id), list[tuple[HistoryRow, datetime]]()
-            for step, event in enumerate((fight.opening, first, second)):
+        for first, second in ((race.one, race.other), (race.other, race.one)):
+            conversation, history = Conversation(race.conversation_id), list[tuple[HistoryRow, datetime]]()
+            for step, event in enumerate((race.opening, first, second)):
                 change = fold(conversation, [event], (), POLICY, now)
                 conversation = change.after
                 history += [(row, now + step * SECOND) for row in change.rows]
 
-            assert held(fight, conversation.sessions, history), (race, first)
-            assert one_came_first(fight, history) == (first is fight.one or race == 5), (race, first)
+            assert held(race, conversation.sessions, history), (kind, first)
+            assert one_came_first(race, history) == (first is race.one or kind == 5), (kind, first)

@@ -12,7 +12,7 @@ from consumer.lifecycle import draft, rules
 from consumer.lifecycle.draft import Draft
 from consumer.lifecycle.model import Outcome, Policy, Status
 from consumer.lifecycle.rules import deadlines
-from tests.model.documents import README
+from tests.model.documents import DOCS
 from tests.model.explorer import DEPTH, Step, Survey, explored, markdown, survey
 from tests.model.oracle import decide
 
@@ -46,8 +46,8 @@ def test_every_event_has_an_answer_in_every_status(found: Survey) -> None:
     assert found.outcomes == set(Outcome) - NOT_OF_APPLY
 
 
-def test_the_readme_has_the_lifecycle_as_it_is(found: Survey) -> None:
-    assert markdown(found) in README.read_text()
+def test_the_docs_have_the_lifecycle_as_it_is(found: Survey) -> None:
+    assert markdown(found) in (DOCS / "lifecycle.md").read_text()
 
 
 def test_every_line_of_the_rules_is_reached() -> None:

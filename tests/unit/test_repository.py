@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from consumer import settings
+from consumer.commands.root import COMMANDS
 from consumer.observability.metrics import Metrics
 from tests.benchmarks.report import RESULTS, markdown
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))}
 SOURCES = sorted(chain(ROOT.glob("consumer/**/*.py"), ROOT.glob("schemas/*.py")))
 
 
@@ -62,32 +63,51 @@ def test_each_technology_has_one_room(technology: str, home: str) -> None:
     assert rooms == {home}
 
 
-def test_the_readme_has_the_settings_as_they_are() -> None:
-    assert settings.markdown() in README
+def test_the_docs_have_the_settings_as_they_are() -> None:
+    assert settings.markdown() in DOCUMENTS[ROOT / "docs/operations.md"]
 
 
-def test_the_readme_has_the_benchmark_as_it_ran() -> None:
-    assert markdown(json.loads(RESULTS.read_text())) in README
+def test_the_docs_have_the_benchmark_as_it_ran() -> None:
+    assert markdown(json.loads(RESULTS.read_text())) in DOCUMENTS[ROOT / "docs/performance.md"]
 
 
-def test_every_test_that_the_readme_names_exists() -> None:
+def test_the_readme_is_short() -> None:
+    assert len(DOCUMENTS[ROOT / "README.md"].splitlines()) < 200
+
+
+def test_every_test_that_the_documents_name_exists() -> None:
     tests = "\n".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
-    named = set(re.findall(r"`((?:test_|Test)\w+)`", README))
+    named = set(re.findall(r"`((?:test_|Test)\w+)`", "\n".join(DOCUMENTS.values())))
 
     assert named
     assert {name for name in named if not re.search(rf"(def|class) {name}\b", tests)} == set()
 
 
-def test_every_metric_that_the_readme_names_exists() -> None:
+def test_every_metric_that_the_documents_name_exists() -> None:
     families = {family.name for family in Metrics().registry.collect()}
-    named = set(re.findall(r"\bconversation_\w+?(?=_total|_sum|_count|\{)", README))
+    text = "\n".join(DOCUMENTS.values())
+    named = set(re.findall(r"\bconversation_\w+?(?=_total|_sum\[|_count\[|\{)", text))
 
     assert named
     assert named <= families
 
 
-def test_every_file_that_the_readme_links_exists() -> None:
-    linked = set(re.findall(r"\]\(([^)#:]+)\)", README))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_document_links_exists(path: Path) -> None:
+    linked = {name for name in re.findall(r"\]\(([^)#:]+)[^)]*\)", DOCUMENTS[path]) if "/" in name or "." in name}
 
-    assert linked
-    assert {name for name in linked if not (ROOT / name).exists()} == set()
+    assert {name for name in linked if not (path.parent / name).exists()} == set()
+
+
+def test_every_make_target_that_the_documents_name_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^    |`)make ([a-z-]+)", "\n".join(DOCUMENTS.values()), re.MULTILINE))
+
+    assert named
+    assert named <= targets
+
+
+def test_every_command_that_the_documents_name_exists() -> None:
+    named = set(re.findall(r"conversation-consumer ([a-z-]+)", "\n".join(DOCUMENTS.values())))
+
+    assert named - set(COMMANDS) == set()

@@ -23,7 +23,7 @@ from consumer.lifecycle.rules import fold
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.service.batch import Batch
-from consumer.service.cache import Memory
+from consumer.service.cache import ConversationCache
 from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, message, tick
@@ -52,9 +52,9 @@ class Rivalled(MemoryStore):
         self.times = times
         self.loads: list[list[str]] = []
 
-    async def load(self, events: EventsById, transaction: Transaction, remembered: Conversations = NONE) -> Snapshot:
+    async def load(self, events: EventsById, transaction: Transaction, cached: Conversations = NONE) -> Snapshot:
         self.loads.append(sorted(events))
-        return await super().load(events, transaction, remembered)
+        return await super().load(events, transaction, cached)
 
     async def save(self, decided: Decided, *rest: Any) -> Lost:
         if self.times and rest[-1] is not Locking.PESSIMISTIC:
@@ -120,17 +120,19 @@ async def test_delays_are_drawn_between_zero_and_a_ceiling_that_doubles() -> Non
 
 
 async def test_the_budget_of_a_library_call_is_bounded() -> None:
-    sleep = Recorder()
+    sleep, metrics = Recorder(), Metrics()
     store = Rivalled(times=99)
 
     with pytest.raises(ConcurrencyError) as caught:
-        await service(store, sleep, attempts=4, lock_after=9).apply(
+        await service(store, sleep, metrics, attempts=4, lock_after=9).apply(
             [message(at=NOW), close(at=NOW, conversation_id="c-2")]
         )
 
     assert caught.value.conversation_ids == {"c-1"}
     assert len(sleep.delays) == 3
     assert "c-2" in store.conversations
+    assert counted(metrics, "conversation_concurrency_errors_total", operation="inbound-message") == 1
+    assert counted(metrics, "conversation_concurrency_errors_total") == 1
 
 
 async def test_after_some_losses_the_row_is_locked_before_it_is_read() -> None:
@@ -360,15 +362,48 @@ async def test_a_conversation_contended_while_refused_events_are_isolated_is_rep
     assert "c-2" in store.conversations
 
 
-async def test_refused_events_hold_the_offset_until_they_are_buried() -> None:
+class DeadLetters:
+    """Notes which events are dead-lettered and where the offset is then; the first times the topic is away."""
+
+    def __init__(self, store: MemoryStore, failures: int = 0) -> None:
+        self.store = store
+        self.failures = failures
+        self.sent: list[tuple[int, int]] = []
+
+    async def __call__(self, refused: Sequence[int]) -> None:
+        self.sent += [(position, self.store.offsets[PLACE].next_offset) for position in refused]
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("no dead-letter topic")
+
+
+def batch_with_a_refused_event(dead_letters: DeadLetters) -> Batch:
+    events = [message(at=NOW), message(at=NOW, conversation_id="c-2", event_id="refused")]
+    return Batch(events, Progress(PLACE, 0, 2), dead_letter=dead_letters)
+
+
+async def test_refused_events_hold_the_offset_until_they_are_dead_lettered() -> None:
     store = at_start(refusing())
-    batch = Batch([message(at=NOW), message(at=NOW, conversation_id="c-2", event_id="refused")], Progress(PLACE, 0, 2))
+    dead_letters = DeadLetters(store)
+    batch = batch_with_a_refused_event(dead_letters)
 
     await service(store, Recorder()).consume(batch, Recorder())
-    assert (batch.outcomes, store.offsets[PLACE].next_offset) == ([Outcome.APPLIED, Outcome.DEAD_LETTER], 0)
 
-    batch.buried = True
+    assert dead_letters.sent == [(1, 0)]
+    assert (batch.outcomes, store.offsets[PLACE].next_offset) == ([Outcome.APPLIED, Outcome.DEAD_LETTER], 2)
+
+
+async def test_a_batch_whose_dead_letters_cannot_be_sent_is_resumed_with_them() -> None:
+    store = at_start(refusing())
+    dead_letters = DeadLetters(store, failures=1)
+    batch = batch_with_a_refused_event(dead_letters)
+
+    with pytest.raises(UnavailableError):
+        await service(store, Recorder()).consume(batch, Recorder())
+    assert store.offsets[PLACE].next_offset == 0
+
     await service(store, Recorder()).consume(batch, Recorder())
+    assert dead_letters.sent == [(1, 0), (1, 0)]
     assert store.offsets[PLACE].next_offset == 2
 
 
@@ -387,12 +422,14 @@ class Locked(MemoryStore):
 async def test_refused_events_hold_the_offset_even_if_a_lock_got_in_between() -> None:
     store = Locked(refusing())
     store.offsets[PLACE] = StoredOffset("cluster", 0)
-    batch = Batch([message(at=NOW), message(at=NOW, conversation_id="c-2", event_id="refused")], Progress(PLACE, 0, 2))
+    dead_letters = DeadLetters(store)
+    batch = batch_with_a_refused_event(dead_letters)
 
     await service(store, Recorder()).consume(batch, Recorder())
 
     assert store.failures == 0
-    assert (batch.outcomes, store.offsets[PLACE].next_offset) == ([Outcome.APPLIED, Outcome.DEAD_LETTER], 0)
+    assert dead_letters.sent == [(1, 0)]
+    assert batch.outcomes == [Outcome.APPLIED, Outcome.DEAD_LETTER]
 
 
 @pytest.mark.parametrize("lock_after", [3, 0], ids=["optimistic", "pessimistic"])
@@ -450,63 +487,63 @@ async def test_a_mark_fits_into_a_bigint() -> None:
     assert store.offsets[PLACE].mark == 2**63 - 1
 
 
-class TestMemory:
+class TestConversationCache:
     """Of one partition: what its last transactions left, and no more than it may hold."""
 
     def made(self, *keys: str) -> list[Change]:
         return [fold(Conversation(key), [message(at=NOW, conversation_id=key)], (), Policy(), NOW) for key in keys]
 
-    def test_what_was_written_is_remembered(self) -> None:
-        memory = Memory(10)
+    def test_what_was_written_is_cached(self) -> None:
+        cache = ConversationCache(10)
         (change,) = self.made("c-1")
 
-        memory.keep([change], {})
+        cache.update([change], {})
 
-        assert memory.of(["c-1", "c-2"]) == {"c-1": change.after}
+        assert cache.lookup(["c-1", "c-2"]) == {"c-1": change.after}
 
     def test_what_was_lost_is_not(self) -> None:
-        memory = Memory(10)
-        memory.keep(self.made("c-1"), {})
+        cache = ConversationCache(10)
+        cache.update(self.made("c-1"), {})
 
-        memory.keep(self.made("c-1"), {"c-1": "version"})
+        cache.update(self.made("c-1"), {"c-1": "version"})
 
-        assert memory.of(["c-1"]) == {}
+        assert cache.lookup(["c-1"]) == {}
 
     def test_what_was_never_seen_is_not(self) -> None:
-        memory = Memory(10)
+        cache = ConversationCache(10)
 
-        memory.keep([fold(Conversation("c-1"), [tick(NOW)], (), Policy(), NOW)], {})
+        cache.update([fold(Conversation("c-1"), [tick(NOW)], (), Policy(), NOW)], {})
 
-        assert memory.of(["c-1"]) == {}
+        assert cache.lookup(["c-1"]) == {}
 
     def test_those_written_longest_ago_go_first(self) -> None:
-        memory = Memory(2)
-        memory.keep(self.made("c-1", "c-2"), {})
+        cache = ConversationCache(2)
+        cache.update(self.made("c-1", "c-2"), {})
 
-        memory.keep(self.made("c-1", "c-3"), {})
+        cache.update(self.made("c-1", "c-3"), {})
 
-        assert set(memory.of(["c-1", "c-2", "c-3"])) == {"c-1", "c-3"}
+        assert set(cache.lookup(["c-1", "c-2", "c-3"])) == {"c-1", "c-3"}
 
     def test_only_the_current_session_is_kept(self) -> None:
-        memory = Memory(10)
+        cache = ConversationCache(10)
         events: list[Event] = [message(at=NOW - HOUR), close(at=NOW - MINUTE), message(at=NOW)]
         change = fold(Conversation("c-1"), events, (), Policy(), NOW)
 
-        memory.keep([change], {})
+        cache.update([change], {})
 
-        assert [session.number for session in memory.of(["c-1"])["c-1"].sessions] == [2]
+        assert [session.number for session in cache.lookup(["c-1"])["c-1"].sessions] == [2]
 
     @pytest.mark.parametrize("error", [ContentionError("deadlock"), UnavailableError("away"), RefusedError("a value")])
-    async def test_whatever_fails_all_of_it_is_forgotten(self, error: Exception) -> None:
+    async def test_any_failure_clears_it(self, error: Exception) -> None:
         store = FailingOnce(error)
-        memory = Memory(10)
-        memory.keep(self.made("c-9"), {})
-        batch = Batch([message(at=NOW)], memory=memory)
+        cache = ConversationCache(10)
+        cache.update(self.made("c-9"), {})
+        batch = Batch([message(at=NOW)], cache=cache)
 
         with suppress(UnavailableError):
             await service(store, Recorder()).consume(batch, Recorder())
 
-        assert memory.of(["c-9"]) == {}
+        assert cache.lookup(["c-9"]) == {}
 
 
 class FailingOnce(MemoryStore):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumer.errors import ConfigurationError
-from consumer.settings import duration, load, spelled, variables
+from consumer.settings import duration, format_duration, load, variables
 
 
 @pytest.fixture(autouse=True)
@@ -77,12 +77,12 @@ def test_an_option_understands_the_durations_of_the_settings(value: str, seconds
 
 @given(st.integers(1, 400 * 86_400))
 def test_a_duration_is_shown_as_it_may_be_written(seconds: int) -> None:
-    assert duration(spelled(timedelta(seconds=seconds))) == timedelta(seconds=seconds)
+    assert duration(format_duration(timedelta(seconds=seconds))) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(("hours", "shown"), [(0.25, "15m"), (24, "24h"), (48, "48h"), (338, "14d2h"), (720, "30d")])
 def test_days_are_shown_from_three_on(hours: float, shown: str) -> None:
-    assert spelled(timedelta(hours=hours)) == shown
+    assert format_duration(timedelta(hours=hours)) == shown
 
 
 @pytest.mark.parametrize("value", ["", "soon", "d", "12h1d", "-1d", "0d", "1.5d", "P", "999999999999d", "nan"])

@@ -18,8 +18,9 @@ from consumer.service.ports import Decided, Lost
 from consumer.service.service import ConversationService
 from consumer.settings import WorkerSettings
 from consumer.worker import PartitionWorker
-from tests.builders import message
+from tests.builders import HOUR, message
 from tests.fakes import MemoryStore
+from tests.simulation.loop import VirtualLoop
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 0)
@@ -125,7 +126,7 @@ async def worker(
     running = asyncio.create_task(
         PartitionWorker(log, service, store, letters, settings=settings, metrics=metrics, health=health).run()
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         yield health, running
         log.given_up.set()
         await running
@@ -232,6 +233,72 @@ async def test_a_record_that_cannot_be_read_stops_the_partition_until_the_offset
 
     assert "events[0]: cannot be read" in told
     assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
+
+
+async def test_an_offset_set_to_the_end_makes_the_replica_ready_although_no_record_comes() -> None:
+    log, store = FakeLog(encoded(message(at=NOW))), MemoryStore()
+    log.unreadable = 0
+    stopped: list[list[str]] = []
+
+    def no_record_comes() -> None:
+        """The operator sets the offset while the worker waits; the next wait shows what came of it."""
+        stopped.append(list(health.stopped.values()))
+        if len(stopped) == 1:
+            store.offsets[PLACE] = StoredOffset("cluster", 1)
+        else:
+            log.given_up.set()
+
+    def after_the_stop() -> None:
+        log.unreadable, log.records, log.news = None, [], no_record_comes
+
+    log.on_wait = after_the_stop
+    async with worker(log, store, Letters()) as (health, _):
+        await log.given_up.wait()
+
+    assert stopped == [["cannot be read"], []]
+
+
+class PatientLog(FakeLog):
+    """Its waits take the time of the loop."""
+
+    async def given_up_within(self, seconds: float) -> bool:
+        await asyncio.sleep(seconds)
+        self.on_wait()
+        return self.given_up.is_set()
+
+
+async def _apply_past_a_locked_row() -> list[tuple[float, str]]:
+    """What /status says of blocked conversations, and when it changes, while somebody holds a row for 20 s."""
+    log, store = PatientLog(encoded(message(at=NOW))), MemoryStore()
+    await ConversationService(store).apply([message(at=NOW - HOUR)])
+    transaction = MemoryStore(store.database).transaction()
+    await (await transaction.__aenter__()).lock("c-1")
+    blocked, clock = [(0.0, "")], asyncio.get_running_loop().time
+
+    async with worker(log, store, Letters()) as (health, _):
+
+        def note() -> None:
+            if (text := health.blocked.get("events[0]", "")) != blocked[-1][1]:
+                blocked.append((clock(), text))
+
+        log.on_wait = note
+        await asyncio.sleep(20)
+        await transaction.__aexit__(None, None, None)
+        await log.given_up.wait()
+        note()
+
+    assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
+    return blocked
+
+
+def test_who_holds_a_row_for_long_is_named_until_it_is_free() -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        (_, named, free) = runner.run(_apply_past_a_locked_row())
+
+    assert 5 <= named[0] < 7
+    assert "(memory, user somebody, active, transaction open since" in named[1]
+    assert 20 <= free[0] < 22
+    assert free[1] == ""
 
 
 async def test_a_partition_whose_offset_is_outside_the_log_goes_on_once_it_is_mended() -> None:

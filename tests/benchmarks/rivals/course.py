@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from consumer.commands.root import collect_garbage_seldom
+from consumer.commands.replica import collect_garbage_seldom
 from consumer.lifecycle.model import Event
 from schemas.events import Time
 from tests.benchmarks.workload import Workload

@@ -1,7 +1,8 @@
-"""Topics of the demo and the tests: read from beginning to end, and deleted."""
+"""What the demo and the tests ask of a broker: topics read from beginning to end and deleted, its limits."""
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from consumer.kafka.admin import admin
 from consumer.settings import KafkaSettings
@@ -31,5 +32,29 @@ async def delete(bootstrap_servers: str, *topics: str) -> None:
     await client.start()
     try:
         await client.delete_topics(list(topics))
+    finally:
+        await client.close()
+
+
+async def is_apache_kafka(bootstrap_servers: str) -> bool:
+    """Asks for a setting that only Apache Kafka's own broker has."""
+    return "process.roles" in await _broker_configs(bootstrap_servers, "process.roles")
+
+
+async def least_session_seconds(bootstrap_servers: str) -> float:
+    """The shortest session timeout that the broker allows a member of a group."""
+    name = "group.min.session.timeout.ms"
+    return int((await _broker_configs(bootstrap_servers, name))[name]) / 1000
+
+
+async def _broker_configs(bootstrap_servers: str, *names: str) -> dict[str, str]:
+    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await client.start()
+    try:
+        broker = (await client.describe_cluster())["brokers"][0]["node_id"]
+        resource = ConfigResource(ConfigResourceType.BROKER, str(broker), dict.fromkeys(names, ""))
+        (answer,) = await client.describe_configs([resource])
+        (described,) = answer.to_object()["resources"]
+        return {entry["config_names"]: entry["config_value"] for entry in described["config_entries"]}
     finally:
         await client.close()

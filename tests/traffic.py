@@ -8,6 +8,7 @@ from typing import Any
 
 from consumer.decoding import encoded
 from consumer.lifecycle.model import Author, Event, Intent, ManualClose, Message, Status, Tick
+from consumer.settings import PolicySettings
 from tests.checker.verdicts import Ledger
 
 CLOSINGS = (Status.FAILED, Status.USER_CLOSED, Status.SUPPORT_CLOSED, Status.AGENT_CLOSED)
@@ -19,6 +20,18 @@ POISON = (
     (b"c-0001", b'{"type": "conversation.tick.v1", "subject": 7}'),
     (b"c-0001", None),
 )
+
+SHORT_POLICY = PolicySettings.model_validate(
+    {
+        "pending_ttl": "4s",
+        "progress_ttl": "3s",
+        "idle_after": "1s",
+        "reclassification_window": "6s",
+        "follow_up_grace": "0.5",
+        "goodbye_grace": "0.2",
+    }
+)
+"""Deadlines of seconds, so that they pass while a test looks on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,69 @@
+"""What commands print: tables, times, JSON, errors."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+PIPE_WIDTH = 100_000
+"""Nothing is wrapped where nobody looks at columns."""
+GAP = 3
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, times in RFC 3339.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would be done.")]
+
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_error(error: Exception) -> None:
+    err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+
+
+def print_json(data: object) -> None:
+    """One line."""
+    typer.echo(json.dumps(data, default=_as_json))
+
+
+def print_table(title: str | None, headings: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """The first columns as far as they fit, the others named below each row. No cell is ever cut."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+    fitting = _fitting(widths, out.width)
+    if title:
+        out.print(Text(title, style="bold"), soft_wrap=True)
+    out.print(Text(_line(headings[:fitting], widths), style="dim"), soft_wrap=True)
+    for row in cells:
+        out.print(Text(_line(row[:fitting], widths)), soft_wrap=True)
+        rest = [f"{name} {cell}" for name, cell in zip(headings[fitting:], row[fitting:], strict=True) if cell]
+        if rest:
+            out.print(Text("    " + ", ".join(rest)), soft_wrap=True)
+
+
+def moment(at: datetime | None) -> str:
+    """A time for people, UTC, to the millisecond."""
+    return at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if at else ""
+
+
+def _fitting(widths: Sequence[int], available: int) -> int:
+    """How many columns fit; at least one."""
+    used = 0
+    for count, width in enumerate(widths):
+        used += width + GAP
+        if used - GAP > available:
+            return max(1, count)
+    return len(widths)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (cell + " " * (width + GAP - cell_len(cell)) for cell, width in zip(cells, widths, strict=False))
+    return "".join(padded).rstrip()
+
+
+def _as_json(value: object) -> str:
+    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else str(value)

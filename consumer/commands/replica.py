@@ -1,0 +1,122 @@
+"""The composition root of a replica and of a ticker: wiring, signals, the one place that sees every technology."""
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+
+import structlog
+
+from consumer.errors import ConfigurationError
+from consumer.kafka.admin import check_topics
+from consumer.kafka.partition import AssignedPartition
+from consumer.kafka.producer import KafkaProducer
+from consumer.kafka.source import KafkaSource
+from consumer.observability.health import Health
+from consumer.observability.http import serve
+from consumer.observability.metrics import Metrics, Part
+from consumer.postgres.store import PostgresStore
+from consumer.postgres.tables import REQUIRED_REVISION
+from consumer.service.service import ConversationService, RetryPolicy
+from consumer.settings import Settings
+from consumer.ticker import Ticker
+from consumer.worker import PartitionWorker
+
+GARBAGE_THRESHOLD = 200_000
+log = structlog.get_logger(__name__)
+
+
+async def consume(settings: Settings, store_class: type[PostgresStore] = PostgresStore) -> None:
+    """One replica, from its checks to its last commit."""
+    metrics, health = Metrics(settings.kafka.topics, parts=Part.REPLICA), Health()
+    metrics.build_info.labels(version("conversation-consumer")).set(1)
+    max_record_bytes = await check_topics(settings.kafka)
+    async with (
+        store_class.open(settings.database, metrics) as store,
+        KafkaProducer.open(settings.kafka, max_record_bytes) as dead_letters,
+    ):
+        await check_schema(store)
+        service = ConversationService(
+            store,
+            policy=settings.policy.policy,
+            retry=RetryPolicy(**settings.retry.model_dump()),
+            metrics=metrics,
+            writers=settings.database.writers,
+        )
+
+        def run_worker(partition: AssignedPartition) -> Awaitable[None]:
+            return PartitionWorker(
+                partition, service, store, dead_letters, settings=settings.worker, metrics=metrics, health=health
+            ).run()
+
+        source = KafkaSource(settings.kafka, settings.worker, metrics, health, run_worker)
+        async with serve(settings.http, metrics, health, store.answers) as port:
+            stop_on_signals(source.stop)
+            watch = asyncio.create_task(watch_event_loop(metrics))
+            log.info("started", http_port=port, topics=settings.kafka.topics, group=settings.kafka.group_id)
+            collect_garbage_seldom()
+            try:
+                await source.run()
+            finally:
+                watch.cancel()
+    log.info("stopped")
+
+
+async def tick(settings: Settings) -> None:
+    """One ticker; several share the work."""
+    metrics, health = Metrics(parts=Part.TICKER_PROCESS), Health(joined=True)
+    metrics.build_info.labels(version("conversation-consumer")).set(1)
+    topic = settings.kafka.topics[0]
+    await check_topics(settings.kafka)
+    async with PostgresStore.open(settings.database, metrics) as store, KafkaProducer.open(settings.kafka) as producer:
+        await check_schema(store)
+
+        async def emit(key: bytes, value: bytes) -> None:
+            await producer.publish(topic, [(key, value)])
+
+        ticking = Ticker(store, emit, settings.ticker, metrics, health)
+        async with serve(settings.http, metrics, health, store.answers) as port:
+            stop_on_signals(ticking.stop)
+            log.info("ticking", http_port=port, topic=topic)
+            await ticking.run()
+    log.info("stopped")
+
+
+async def check_schema(store: PostgresStore) -> None:
+    """Raises `ConfigurationError` if this build cannot run on the database's schema."""
+    revision = await store.schema_revision()
+    if revision is None or revision < REQUIRED_REVISION:
+        raise ConfigurationError(
+            f"the database's schema is at {revision or 'nothing'}, this build needs "
+            f"{REQUIRED_REVISION}: run `conversation-consumer migrate`"
+        )
+
+
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """The first SIGTERM or SIGINT calls `stop`, the second ends the process at once."""
+
+    def on_signal() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, os._exit, 1)
+        stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+
+
+def collect_garbage_seldom() -> None:
+    """What is there by now stays; what a batch makes is freed without the collector, which took a third of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 100)
+
+
+async def watch_event_loop(metrics: Metrics) -> None:
+    while True:
+        due = time.monotonic() + 1
+        await asyncio.sleep(1)
+        metrics.event_loop_lag.set(time.monotonic() - due)

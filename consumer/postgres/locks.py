@@ -1,0 +1,64 @@
+"""Who holds the row of a conversation."""
+
+import asyncio
+
+import asyncpg
+
+from consumer.service.ports import LockHolder
+
+_WAIT_SECONDS = 0.4
+_POLL_SECONDS = 0.02
+_LOCK_ROW = "SELECT 1 FROM conversation WHERE conversation_id = $1 FOR NO KEY UPDATE"
+# A row that somebody has inserted and not committed is not seen, but another one of its id has to wait for it.
+_CLAIM_ID = """
+    INSERT INTO conversation (conversation_id, version, session, status, opened_at, last_activity_at, user_messages,
+        agent_messages, expires_at)
+    VALUES ($1, 0, 0, '', now(), now(), 0, 0, now()) ON CONFLICT DO NOTHING"""
+# Who waits for a tuple waits for its next owner, who waits for the transaction that holds it.
+_HOLDER = """
+    WITH RECURSIVE waiting(pid, behind_others) AS (
+        SELECT pid, locktype = 'tuple' FROM pg_locks WHERE pid = $1 AND NOT granted
+        UNION
+        SELECT l.pid, l.locktype = 'tuple' FROM waiting AS w
+        CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS ahead JOIN pg_locks AS l ON l.pid = ahead
+        WHERE w.behind_others AND NOT l.granted
+    )
+    SELECT a.pid, a.application_name, coalesce(a.usename, ''), a.xact_start, coalesce(a.state, '')
+    FROM waiting AS w CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS holder
+    JOIN pg_stat_activity AS a ON a.pid = holder
+    WHERE NOT w.behind_others ORDER BY a.xact_start LIMIT 1"""
+
+
+async def find_holder(
+    waiting: asyncpg.Connection, watching: asyncpg.Connection, conversation_id: str
+) -> LockHolder | None:
+    """`waiting` asks for the row and gives up soon; meanwhile `watching` asks PostgreSQL whom it waits for."""
+    transaction = waiting.transaction()
+    await transaction.start()
+    try:
+        pid = await waiting.fetchval("SELECT pg_backend_pid()")
+        await waiting.execute(f"SET LOCAL lock_timeout = {_WAIT_SECONDS * 1000:.0f}")
+        asking = asyncio.create_task(_ask(waiting, conversation_id))
+        try:
+            return await _watch(watching, pid, asking)
+        finally:
+            await asking
+    finally:
+        await transaction.rollback()
+
+
+async def _ask(connection: asyncpg.Connection, conversation_id: str) -> None:
+    """Ends when the row is free, or after the time limit."""
+    try:
+        if not await connection.fetch(_LOCK_ROW, conversation_id):
+            await connection.execute(_CLAIM_ID, conversation_id)
+    except asyncpg.LockNotAvailableError:
+        return
+
+
+async def _watch(connection: asyncpg.Connection, pid: int, asking: asyncio.Task[None]) -> LockHolder | None:
+    while not asking.done():
+        if row := await connection.fetchrow(_HOLDER, pid):
+            return LockHolder(*row)
+        await asyncio.wait([asking], timeout=_POLL_SECONDS)
+    return None

@@ -1,0 +1,94 @@
+"""The connections of a store."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util import greenlet_spawn
+
+from consumer.errors import ConnectionLostError, TooSlowError, UnavailableError
+from consumer.postgres.client import UNPREPARED, Connector
+from consumer.postgres.errors import classified
+from consumer.settings import DatabaseSettings
+
+
+def create_engine(settings: DatabaseSettings) -> AsyncEngine:
+    """Connects when a connection is needed, not before."""
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=Connector(settings),
+        connect_args=UNPREPARED,
+        pool_size=settings.writers + 1,
+        max_overflow=0,
+        pool_timeout=settings.command_timeout_seconds,
+        isolation_level="AUTOCOMMIT",
+        # Nothing is left to roll back: every transaction is a block of the driver's.
+        pool_reset_on_return=None,
+    )
+
+
+class Pool:
+    """The connections of an engine. When one is lost, all are replaced: what ended the one has likely ended the others.
+
+    A connection is closed by aborting its socket. A goodbye would wait for a server that may not answer.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        sa.event.listen(engine.sync_engine, "close", _abort)
+
+    @property
+    def in_use(self) -> int:
+        return self._current.checkedout()
+
+    @property
+    def idle(self) -> int:
+        return self._current.checkedin()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of the driver's; each statement commits for itself, unless in a transaction.
+
+        Errors are classified.
+        """
+        pool = self._current
+        try:
+            with classified():
+                async with self._engine.connect() as pooled, _closed_if_given_up(pooled):
+                    yield (await pooled.get_raw_connection()).driver_connection
+        except UnavailableError as error:
+            if _is_lost(error) and self._current is pool:
+                await self._engine.dispose(close=False)
+            raise
+        finally:
+            # Whoever leaves a pool that was replaced closes what lies in it: by now also the connection just returned.
+            if self._current is not pool:
+                await greenlet_spawn(pool.dispose)
+
+    @property
+    def _current(self) -> sa.QueuePool:
+        assert isinstance(self._engine.pool, sa.QueuePool)
+        return self._engine.pool
+
+
+@asynccontextmanager
+async def _closed_if_given_up(pooled: AsyncConnection) -> AsyncIterator[None]:
+    """Nobody gets a connection again whose answer was not waited for: it would meet the next statement."""
+    try:
+        yield
+    except (TimeoutError, TooSlowError, asyncio.CancelledError):
+        await pooled.invalidate()
+        raise
+
+
+def _is_lost(error: UnavailableError) -> bool:
+    """Whether the server or the way to it is gone. A server that lives ends a slow statement before the client does."""
+    return isinstance(error, ConnectionLostError) or isinstance(error.__cause__, TimeoutError)
+
+
+def _abort(connection: Any, _record: Any) -> None:
+    connection.driver_connection.terminate()

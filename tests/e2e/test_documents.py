@@ -1,0 +1,97 @@
+"""The blocks of the documents run as typed, on real services."""
+
+import asyncio
+import os
+import re
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Group, until
+from tests.stack.broker import delete
+from tests.stack.database import execute
+from tests.stack.replica import Replica
+from tests.stack.services import Services
+
+ROOT = Path(__file__).parents[2]
+PYTHON = [
+    (path, number, block)
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+]
+SHELL = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+Exports = dict[str, str]
+
+
+@pytest.fixture
+async def exports(stack: Services, tmp_path: Path) -> AsyncIterator[Exports]:
+    """What `make services` prints, of servers with nothing on them; topics of the test's own."""
+    name = f"docs-{secrets.token_hex(6)}"
+    database = name.replace("-", "_")
+    await execute(stack.postgres, f"CREATE DATABASE {database}")
+    yield {
+        **{key: value for key, value in os.environ.items() if not key.startswith("CONSUMER_")},
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": stack.kafka,
+        "CONSUMER_DATABASE__URL": f"{stack.postgres.rpartition('/')[0]}/{database}",
+        "CONSUMER_KAFKA__TOPICS": f"{name}.events",
+        "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": f"{name}.dead-letter",
+        "CONSUMER_KAFKA__TRANSITION_TOPIC": f"{name}.transition",
+        "CONSUMER_KAFKA__GROUP_ID": name,
+    }
+    await execute(stack.postgres, f"DROP DATABASE {database} WITH (FORCE)")
+    await delete(stack.kafka, *(f"{name}.{kind}" for kind in ("events", "dead-letter", "transition")))
+
+
+async def run(command: list[str], environment: Exports, directory: Path) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=directory,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0, out.decode()
+    return out.decode()
+
+
+async def test_the_readme_leads_to_the_first_event(exports: Exports, tmp_path: Path) -> None:
+    prepare, publish = (block.replace(". .venv/bin/activate\n", "") for block in SHELL)
+    prepared = await run(["bash", "-ec", prepare], exports, tmp_path)
+    settings = {name: value for name, value in exports.items() if name.startswith("CONSUMER_")}
+    replica = await Replica(settings, tmp_path / "replica.log").start()
+    try:
+        await until(replica.ready, "the replica is ready")
+        events, rest = publish.split("conversation-consumer conversation", 1)
+        published = await run(["bash", "-ec", events], exports, tmp_path)
+
+        async def applied() -> bool:
+            return await replica.count("conversation_events_total", outcome="applied") == 1
+
+        await until(applied, "the event is applied")
+        shown = await run(["bash", "-ec", f"conversation-consumer conversation{rest}"], exports, tmp_path)
+    finally:
+        await replica.stop()
+
+    assert "schema at" in prepared
+    assert "1 published, 0 rejected" in published
+    assert "- -> pending" in shown
+    assert "✗" not in shown
+
+
+EXPECTED = {"README.md": "applied applied\n", "event-contract.md": "thread-4711\n", "operations.md": ""}
+
+
+@pytest.mark.parametrize(("path", "number", "block"), PYTHON, ids=lambda part: getattr(part, "name", ""))
+async def test_a_python_block_runs_as_typed(group: Group, path: Path, number: int, block: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "CONSUMER_DATABASE__URL": group.database, "PYTHONPATH": str(ROOT)}
+
+    assert await run([sys.executable, "-c", block], environment, tmp_path) == EXPECTED[path.name]
+
+
+def test_each_of_these_documents_has_a_python_block() -> None:
+    assert {path.name for path, _, _ in PYTHON} == set(EXPECTED)

@@ -1,0 +1,140 @@
+"""A row that somebody holds: who that is, so that an operator can end it."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from consumer.errors import ConcurrencyError
+from consumer.postgres.store import PostgresStore
+from consumer.service.ports import LockHolder
+from consumer.service.service import ConversationService, RetryPolicy
+from tests.builders import message
+from tests.conftest import opened
+from tests.stack.database import execute
+
+NOW = datetime.now(UTC)
+LOCK = "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE"
+INSERT = """INSERT INTO conversation (conversation_id, version, session, status, opened_at, last_activity_at,
+    user_messages, agent_messages, expires_at) VALUES ('c-1', 1, 1, 'pending', now(), now(), 0, 0, now())"""
+
+
+@asynccontextmanager
+async def holding(url: str, statement: str) -> AsyncIterator[LockHolder]:
+    """Somebody who runs a statement and does not commit; as the database sees that process."""
+    connection = await asyncpg.connect(url, server_settings={"application_name": "back-office"})
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(statement)
+        pid, user, since = await connection.fetchrow("SELECT pg_backend_pid(), current_user::text, now()")
+        yield LockHolder(pid, "back-office", user, since, "idle in transaction")
+    finally:
+        await transaction.rollback()
+        await connection.close()
+
+
+async def test_a_row_that_is_free_has_no_holder(store: PostgresStore) -> None:
+    await ConversationService(store).apply([message(at=NOW)])
+
+    assert await store.lock_holder("c-1") is None
+
+
+async def test_a_conversation_that_is_unknown_has_no_holder_and_is_not_made(store: PostgresStore) -> None:
+    assert await store.lock_holder("c-1") is None
+
+    assert await store.conversation("c-1") == ([], 0)
+
+
+async def test_who_holds_a_row_is_named_within_a_second(store: PostgresStore, database: str) -> None:
+    await ConversationService(store).apply([message(at=NOW)])
+
+    async with holding(database, LOCK) as holder:
+        started = time.monotonic()
+        found = await store.lock_holder("c-1")
+        elapsed = time.monotonic() - started
+
+    assert found == holder
+    assert elapsed < 1
+
+
+async def test_who_is_inserting_a_row_is_named(store: PostgresStore, database: str) -> None:
+    async with holding(database, INSERT) as holder:
+        assert await store.lock_holder("c-1") == holder
+
+    assert await store.conversation("c-1") == ([], 0)
+
+
+async def test_who_holds_the_table_is_named(store: PostgresStore, database: str) -> None:
+    async with holding(database, "LOCK TABLE conversation IN ACCESS EXCLUSIVE MODE") as holder:
+        assert await store.lock_holder("c-1") == holder
+
+
+async def test_the_holder_is_named_not_others_who_wait(store: PostgresStore, database: str) -> None:
+    await ConversationService(store).apply([message(at=NOW)])
+
+    async with opened(database, lock_timeout_seconds=5) as waiting, holding(database, LOCK) as holder:
+        service = ConversationService(waiting, retry=RetryPolicy(attempts=1))
+        waiters = [asyncio.create_task(service.apply([message(at=NOW)])) for _ in range(3)]
+        await until_waiting(database, 3)
+
+        found = [await store.lock_holder("c-1") for _ in range(2)]
+
+    await asyncio.wait(waiters)
+    assert found == [holder, holder]
+    assert all(waiter.exception() is None or isinstance(waiter.exception(), ConcurrencyError) for waiter in waiters)
+
+
+async def test_it_ends_in_time_where_no_connection_is_free(database: str) -> None:
+    async with opened(database, writers=1) as store, store._connection("load"), store._connection("load"):
+        async with asyncio.timeout(1.5):
+            assert await store.lock_holder("c-1") is None
+
+
+async def test_several_may_ask_at_once(store: PostgresStore, database: str) -> None:
+    await ConversationService(store).apply([message(at=NOW)])
+
+    async with holding(database, LOCK) as holder:
+        assert await asyncio.gather(*(store.lock_holder("c-1") for _ in range(3))) == [holder] * 3
+
+
+async def test_a_user_without_rights_on_other_sessions_still_learns_the_process(
+    store: PostgresStore, database: str
+) -> None:
+    await ConversationService(store).apply([message(at=NOW)])
+    user, address = f"writer_{secrets.token_hex(4)}", urlsplit(database)
+    await execute(database, f"CREATE ROLE {user} LOGIN PASSWORD '{user}'")
+    try:
+        await execute(database, f"GRANT SELECT, INSERT, UPDATE ON conversation TO {user}")
+        url = address._replace(netloc=f"{user}:{user}@{address.hostname}:{address.port}").geturl()
+        async with opened(url) as restricted, holding(database, LOCK) as holder:
+            assert await restricted.lock_holder("c-1") == replace(holder, since=None, state="")
+    finally:
+        await execute(database, f"DROP OWNED BY {user}")
+        await execute(database, f"DROP ROLE {user}")
+
+
+async def until_waiting(url: str, count: int) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        async with asyncio.timeout(10):
+            found = 0
+            while found < count:
+                found = await connection.fetchval("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(store: PostgresStore) -> AsyncIterator[None]:
+    """Whatever was looked up, the pool is whole afterwards."""
+    yield
+    assert store._pool.in_use == 0
+    assert await store.answers()

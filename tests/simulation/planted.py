@@ -1,0 +1,211 @@
+"""Planted bugs: each must turn the checker red. Subclasses and functions in the place of the right ones."""
+
+import builtins
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from consumer import worker
+from consumer.lifecycle import rules
+from consumer.lifecycle.draft import Draft
+from consumer.lifecycle.model import APPLIED, RANK, Closing, Outcome, Policy, Session
+from consumer.offsets import Progress
+from consumer.records import DeadLetter, Record
+from consumer.service import cache
+from consumer.service.batch import Batch
+from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
+from consumer.ticker import DueTimer
+from consumer.worker import PartitionWorker
+from tests.checker.planted import resumed
+from tests.fakes import MemoryAttempt, MemoryStore, Transaction
+from tests.simulation import processes
+from tests.simulation.processes import SimulatedLog
+
+Plant = Callable[[], AbstractContextManager[None]]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
+    """`other` in the place of `owner.name`, or of a builtin that the module uses by that name."""
+    missing = object()
+    original = vars(owner).get(name, missing)
+    if original is missing and not hasattr(builtins, name):
+        raise LookupError(f"{owner} has no {name}")
+    setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        if original is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+
+
+class OffsetFirst(MemoryStore):
+    """Moves the offset in a transaction before that of the effects."""
+
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+    ) -> AsyncIterator[MemoryAttempt]:
+        async with super().attempt({}, progress, locking, {}) as first:
+            await first.save(Decided(first.snapshot.now, ()))
+        async with super().attempt(events, None, locking, {}) as attempt:
+            yield attempt
+
+
+class ReadBeforeGuard(MemoryStore):
+    """What it has read may be of a time that a rewind has undone."""
+
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+    ) -> AsyncIterator[MemoryAttempt]:
+        async with self.transaction() as early:
+            snapshot = await self.load(events, early, cached)
+        async with super().attempt(events, progress, locking, cached) as attempt:
+            attempt.snapshot = snapshot
+            yield attempt
+
+
+class IdsBeforeRows(MemoryStore):
+    """Looks known ids up before it reads the rows: an event may be written in between."""
+
+    async def load(self, events: EventsById, transaction: Transaction, cached: Conversations = NONE) -> Snapshot:
+        known = {key: self._known(key, events) for key in events}
+        return replace(await super().load(events, transaction, cached), known=known)
+
+
+class NoInbox(MemoryStore):
+    """Knows no event that was applied before."""
+
+    def _known(self, key: str, events: EventsById) -> frozenset[tuple[str, str]]:
+        return frozenset()
+
+
+class TimerDueOnce(MemoryStore):
+    """Pushes timers back for so long that a tick that is lost never comes again."""
+
+    def _push_back(self, transaction: Transaction, key: str, now: datetime) -> DueTimer:
+        timer = super()._push_back(transaction, key, now)
+        if timer.deadline < now:
+            transaction.stage(lambda: self.database.wake_at.update({key: now + timedelta(days=9)}))
+        return timer
+
+
+class RetryWithoutRedeciding(MemoryStore):
+    """Writes what lost its race again, without deciding again."""
+
+    async def save(
+        self, decided: Decided, transaction: Transaction, progress: Progress | None, locking: Locking
+    ) -> Lost:
+        lost = await super().save(decided, transaction, progress, locking)
+        if not lost:
+            return lost
+        fresh = await self.load({c.after.id: c.events for c in decided.changes if c.after.id in lost}, transaction)
+        return await super().save(resumed(decided, lost, fresh), transaction, progress, locking)
+
+
+class FromTheEnd(SimulatedLog):
+    """A partition without a stored offset starts at the end of the log."""
+
+    async def bounds(self) -> tuple[int, int]:
+        first, end = await super().bounds()
+        return (first if self.partition in self._process.store.offsets else end), end
+
+
+class LateDeadLetters(PartitionWorker):
+    """Sends the dead letters of a batch after its offset has moved."""
+
+    letters: Sequence[DeadLetter] = ()
+
+    async def _process(self, records: Sequence[Record]) -> None:
+        await super()._process(records)
+        letters, self.letters = self.letters, ()
+        await super()._dead_letter(letters)
+
+    async def _dead_letter(self, letters: Sequence[DeadLetter]) -> None:
+        self.letters = (*self.letters, *letters)
+
+
+class BlindToRewinds(PartitionWorker):
+    """An idle partition does not compare its offset with the stored one."""
+
+    async def _check_for_rewind(self) -> None:
+        return
+
+
+class RefusedDeadLetteredLate(Batch):
+    """Moves the offset before the dead letters of refused events are acknowledged."""
+
+    def step(self, writing: int, next_mark: int) -> Progress | None:
+        step = super().step(writing, next_mark)
+        last = writing == self.outcomes.count(None)
+        return replace(step, end=self.progress.end) if step and self.progress and last else step
+
+
+class PartMovesOffset(Batch):
+    """Moves the offset with each part of the batch."""
+
+    def step(self, writing: int, next_mark: int) -> Progress | None:
+        step = super().step(writing, next_mark)
+        moves = step is not None and self.progress is not None and not self.awaits_dead_letters
+        return replace(step, end=self.progress.end) if moves else step  # type: ignore[type-var, union-attr]
+
+
+class NotStrictly(int):
+    """A rank that is also higher than an equal one."""
+
+    def __lt__(self, other: int) -> bool:
+        return int(self) <= int(other)
+
+
+class Forgetful(set[Any]):
+    """Takes nothing up."""
+
+    def add(self, _: Any) -> None:
+        return
+
+
+def close_without_split(draft: Draft, session: Session, event: Closing, policy: Policy) -> Outcome:
+    """A newer message of the user stays in the session that is closed."""
+    return draft.record(event, rules._closed_by(event, session), APPLIED)
+
+
+def advance_although_lost(transaction: Transaction, progress: Progress, _: int) -> None:
+    advance(transaction, progress, progress.end)
+
+
+def stands_without_mark(transaction: Transaction, progress: Progress) -> bool:
+    stored = transaction.database.offsets.get(progress.partition)
+    return stored is not None and stored.next_offset == progress.start
+
+
+advance = Transaction._advance
+store = partial(replaced, processes, "MemoryStore")
+BUGS: dict[str, Plant] = {
+    "offsets stored before the effects": partial(store, OffsetFirst),
+    "offset reset to latest": partial(replaced, processes, "SimulatedLog", FromTheEnd),
+    "dead letter sent after the offset": partial(replaced, processes, "PartitionWorker", LateDeadLetters),
+    "refused event dead-lettered after the offset": partial(replaced, worker, "Batch", RefusedDeadLetteredLate),
+    "part of a batch moves the offset": partial(replaced, worker, "Batch", PartMovesOffset),
+    "rewind of an idle partition not noticed": partial(replaced, processes, "PartitionWorker", BlindToRewinds),
+    "priority compared with <=": partial(
+        replaced, rules, "RANK", {status: NotStrictly(rank) for status, rank in RANK.items()}
+    ),
+    "retry without deciding again": partial(store, RetryWithoutRedeciding),
+    "duplicate within a batch": partial(replaced, rules, "set", Forgetful),
+    "newer message left behind by a split": partial(replaced, rules, "_close_open", close_without_split),
+    "offset moved although some lost": partial(replaced, Transaction, "_advance", advance_although_lost),
+    "offset guarded without its mark": partial(replaced, Transaction, "_stands", stands_without_mark),
+    "no offset guard": partial(replaced, Transaction, "_stands", lambda *_: True),
+    "no version in the WHERE": partial(replaced, Transaction, "_wins", lambda *_: True),
+    "no inbox": partial(store, NoInbox),
+    "read before the guard": partial(store, ReadBeforeGuard),
+    "ids read before rows": partial(store, IdsBeforeRows),
+    "cache that outlives a rewind": partial(replaced, cache.ConversationCache, "clear", lambda _: None),
+    "timer that is due once": partial(store, TimerDueOnce),
+}

@@ -1,0 +1,46 @@
+"""`make services`: Kafka and PostgreSQL to play with, until Ctrl-C."""
+
+import signal
+import sys
+
+from tests.stack.process import DevstackError, say
+from tests.stack.services import Services, services
+
+TEXT = """
+{origin}
+
+In another terminal:
+
+    . .venv/bin/activate
+    export CONSUMER_KAFKA__BOOTSTRAP_SERVERS={kafka}
+    export CONSUMER_DATABASE__URL={postgres}
+    conversation-consumer migrate
+    conversation-consumer topics
+    conversation-consumer run
+
+They run, with their data, until Ctrl-C.
+"""
+
+
+def main() -> int:
+    """The exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        say("starting Kafka and PostgreSQL")
+        with services() as found:
+            print(text(found), flush=True)  # noqa: T201 - what the command is for
+            signal.pause()
+    except KeyboardInterrupt:
+        return 0
+    except DevstackError as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+def text(found: Services) -> str:
+    return TEXT.format(origin=found.origin.replace("; ", "\n"), kafka=found.kafka, postgres=found.postgres)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
