@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -271,73 +271,11 @@ def format_duration(duration: timedelta) -> str:
     return "".join(parts) + (f"{rest:g}s" if rest or not parts else "")
 
 
-def variables() -> Iterator[tuple[str, str, str]]:
-    """(variable, default, meaning) of every setting, in order."""
-    for variable, default, description, _ in _fields(None):
-        yield variable, _as_text(default), description
-
-
-def markdown() -> str:
-    """All settings as a table."""
-    rows = (f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |" for name, default, meaning in variables())
-    return "\n".join(("| Variable | Default | Meaning |", "|---|---|---|", *rows))
-
-
-class ValueInForce(NamedTuple):
-    """A setting of this process. Secrets are masked."""
-
-    variable: str
-    value: str
-    source: str
-    meaning: str
-
-
-def in_force() -> list[ValueInForce]:
-    """Every setting with its value and where that comes from. Raises `ConfigurationError` as `load` does."""
-    given = {name.upper() for name in os.environ}
-    directory = os.environ.get(SECRETS_DIR)
-    files = {path.name.upper() for path in Path(directory).iterdir()} if directory else set()
-    values = []
-    for variable, value, meaning, is_default in _fields(load()):
-        source = "environment" if variable in given else f"file in {SECRETS_DIR}" if variable in files else "default"
-        assert is_default or source != "default"
-        values.append(ValueInForce(variable, _as_text(value, mask=True), source, meaning))
-    return values
-
-
-def _fields(settings: Settings | None) -> Iterator[tuple[str, Any, str, bool]]:
-    """(variable, value, meaning, whether it is the default) of every setting; without `settings`, the defaults."""
+def variables() -> Iterator[tuple[str, str, str, Any]]:
+    """(variable, group, name, default) of every setting, in order."""
     for group, field in Settings.model_fields.items():
-        for name, inner in type(field.default).model_fields.items():
-            default = getattr(field.default, name)
-            value = default if settings is None else getattr(getattr(settings, group), name)
-            yield f"{PREFIX}{group}__{name}".upper(), value, inner.description or "", value == default
-
-
-def _as_text(value: object, *, mask: bool = False) -> str:
-    match value:
-        case None:
-            return ""
-        case SecretStr():
-            return _masked(value.get_secret_value()) if mask else value.get_secret_value()
-        case timedelta():
-            return format_duration(value)
-        case tuple():
-            return ",".join(value)
-        case _:
-            return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _masked(secret: str) -> str:
-    """A URL without its password; of anything else nothing."""
-    if "://" not in secret:
-        return "***"
-    parts = urlsplit(secret)
-    user, has_user, host = parts.netloc.rpartition("@")
-    name, has_password, _ = user.partition(":")
-    netloc = f"{name}{':***' if has_password else ''}{has_user}{host}"
-    query = re.sub(r"(?i)(password=)[^&]*", r"\1***", parts.query)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+        for name in type(field.default).model_fields:
+            yield f"{PREFIX}{group}__{name}".upper(), group, name, getattr(field.default, name)
 
 
 def load() -> Settings:
@@ -356,7 +294,7 @@ def load() -> Settings:
 
 
 def _unknown_names() -> list[str]:
-    allowed = {name for name, _, _ in variables()} | {SECRETS_DIR}
+    allowed = {variable for variable, *_ in variables()} | {SECRETS_DIR}
     directory = os.environ.get(SECRETS_DIR, "")
     files = [path.name for path in Path(directory).iterdir()] if directory and Path(directory).is_dir() else []
     unknown = sorted(

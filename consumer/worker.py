@@ -51,7 +51,7 @@ class PartitionLog(Protocol):
         Raises `PartitionStoppedError` if the log no longer has the next one.
         """
 
-    def is_given_up(self) -> bool:
+    def is_revoked(self) -> bool:
         """Whether the partition was revoked or the process is stopping."""
 
     def applied(self, next_offset: int) -> None:
@@ -60,7 +60,7 @@ class PartitionLog(Protocol):
     def pause(self) -> None:
         """Fetches nothing until the next `take`."""
 
-    async def given_up_within(self, seconds: float) -> bool:
+    async def revoked_within(self, seconds: float) -> bool:
         """Waits that long at most; whether the partition was revoked or the process is stopping."""
 
 
@@ -117,7 +117,7 @@ class PartitionWorker:
         """Applies the partition until it is given up. An unexpected error is a bug and ends the process."""
         try:
             await self._start()
-            while not self._source.is_given_up():
+            while not self._source.is_revoked():
                 await self._step()
         except DrainingError:
             log.info("gave the partition up between transactions", partition=self._name)
@@ -141,7 +141,7 @@ class PartitionWorker:
             if records:
                 self._health.stopped.pop(self._name, None)
                 await self._process(records)
-            elif not self._source.is_given_up():
+            elif not self._source.is_revoked():
                 await self._through_outages(self._check_for_rewind)
         except PartitionStoppedError as error:
             self._unreadable_at = self._next_offset
@@ -301,5 +301,5 @@ class PartitionWorker:
         self._source.pause()
 
     async def _sleep(self, seconds: float) -> None:
-        if await self._source.given_up_within(seconds):
+        if await self._source.revoked_within(seconds):
             raise DrainingError(self._name)

@@ -110,11 +110,11 @@ class Transaction:
         if not self._alive:
             raise ConnectionLostError("the server has ended this transaction")
 
-    async def lock(self, row: Row, *, patiently: bool = True) -> bool:
+    async def lock(self, row: Row, *, wait: bool = True) -> bool:
         """Holds the row until the end; false if somebody else holds it and it is not to be waited for."""
         deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
         while self.database.holders.get(row, self) is not self:
-            if not patiently:
+            if not wait:
                 return False
             await self.database.released(deadline - asyncio.get_running_loop().time())
         if not self._alive:
@@ -137,7 +137,7 @@ class Transaction:
         stored = self.database.offsets.get(progress.partition)
         return stored is not None and (stored.next_offset, stored.mark) == (progress.start, progress.mark)
 
-    async def save(self, decided: Decided, progress: Progress | None, *, patiently: bool = True) -> Lost:
+    async def save(self, decided: Decided, progress: Progress | None, *, wait: bool = True) -> Lost:
         lost: dict[str, str] = {}
         await self.statement("update")
         if any(self.database.refuses(row) for change in decided.changes for row in change.rows):
@@ -146,9 +146,9 @@ class Transaction:
             key = change.after.id
             if not change.rows:
                 continue
-            if patiently and not self._wins(change):
+            if wait and not self._wins(change):
                 lost[key] = "version"
-            elif not await self.lock(key, patiently=patiently):
+            elif not await self.lock(key, wait=wait):
                 lost[key] = "lock"
             elif not self._wins(change):
                 lost[key] = "version"
@@ -240,7 +240,7 @@ class MemoryStore:
     async def save(
         self, decided: Decided, transaction: Transaction, progress: Progress | None, locking: Locking
     ) -> Lost:
-        return await transaction.save(decided, progress, patiently=locking is not Locking.SKIPPING)
+        return await transaction.save(decided, progress, wait=locking is not Locking.SKIPPING)
 
     async def lock(self, transaction: Transaction, *keys: str) -> None:
         """Row locks, taken in order."""
@@ -282,7 +282,7 @@ class MemoryStore:
             await transaction.statement("due timers")
             now = self.database.clock()
             due = [key for at, key in sorted((at, key) for key, at in self.database.wake_at.items()) if at <= now]
-            free = [key for key in due if await transaction.lock(key, patiently=False)][:limit]
+            free = [key for key in due if await transaction.lock(key, wait=False)][:limit]
             return [self._push_back(transaction, key, now) for key in free]
 
     def _push_back(self, transaction: Transaction, key: str, now: datetime) -> DueTimer:

@@ -128,7 +128,7 @@ def _checked(topic: str, retention: timedelta | None, horizon: timedelta) -> tim
     why = "a record that is read again must find its history, or it would be applied again"
     if retention is None:
         raise ConfigurationError(
-            f"{topic} keeps records for ever, so no history can be pruned: {why}. "
+            f"{topic} keeps records without limit, so no history can be pruned: {why}. "
             "Give the topic a retention.ms, and cleanup.policy=delete"
         )
     least = format_duration(retention)

@@ -61,7 +61,7 @@ class KafkaAdmin:
         return int((await self._configs(topic, "max.message.bytes"))["max.message.bytes"])
 
     async def longest_retention(self, topic: str) -> timedelta | None:
-        """How old a record of the topic can become before the log drops it, at most; None if it may stay for ever.
+        """How old a record of the topic can become before the log drops it, at most; None if it may stay without limit.
 
         Whole segments are dropped, once their newest record is older than `retention.ms`; a segment takes records for
         as long as `segment.ms`. `retention.bytes` only shortens this.
@@ -147,37 +147,31 @@ async def misplaced_share(settings: KafkaSettings, sample: int) -> dict[str, tup
     """
     async with admin(settings) as brokers:
         counts = await brokers.topics()
-    places = [TopicPartition(topic, n) for topic in settings.topics for n in range(counts.get(topic, 0))]
-    shares = dict.fromkeys(settings.topics, (0, 0))
+    shares = {}
     async with _reader(settings) as client:
-        for tp, records in (await _last_records(client, places, sample)).items():
-            wrong, read = shares[tp.topic]
-            found = misplaced(records, tp.partition, counts[tp.topic])
-            shares[tp.topic] = (wrong + len(found), read + len(records))
+        for topic in settings.topics:
+            records = await _last_records(client, topic, counts.get(topic, 0), sample)
+            wrong = sum(len(misplaced(some, number, counts[topic])) for number, some in records.items())
+            shares[topic] = (wrong, sum(map(len, records.values())))
     return shares
 
 
 async def _last_records(
-    client: AIOKafkaConsumer, places: Sequence[TopicPartition], count: int
-) -> dict[TopicPartition, list["ConsumerRecord[bytes, bytes]"]]:
-    """The offsets of all partitions are asked for before anything is fetched: a fetch that waits holds them up."""
-    records: dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]] = {tp: [] for tp in places}
-    if not places:
-        return records
+    client: AIOKafkaConsumer, topic: str, partitions: int, count: int
+) -> dict[int, list["ConsumerRecord[bytes, bytes]"]]:
+    """Partition -> its last `count` records."""
+    places = [TopicPartition(topic, number) for number in range(partitions)]
+    found: dict[int, list[ConsumerRecord[bytes, bytes]]] = {number: [] for number in range(partitions)}
     with classified():
         async with asyncio.timeout(READ_SECONDS):
+            client.assign(places)
             first, end = await client.beginning_offsets(places), await client.end_offsets(places)
-            unread = {tp for tp in places if first[tp] < end[tp]}
-            client.assign(unread)
-            for tp in unread:
+            for tp in places:
                 client.seek(tp, max(first[tp], end[tp] - count))
-            while unread:
-                for tp, fetched in (await client.getmany(*unread, timeout_ms=200)).items():
-                    records[tp] += fetched
-                for tp in [tp for tp in unread if await client.position(tp) >= end[tp]]:
-                    client.pause(tp)
-                    unread.discard(tp)
-    return {tp: found[-count:] for tp, found in records.items()}
+            for tp in places:
+                while first[tp] < end[tp] and await client.position(tp) < end[tp]:
+                    found[tp.partition] += (await client.getmany(tp, timeout_ms=200)).get(tp, [])
+    return found
 
 
 @asynccontextmanager

@@ -113,7 +113,7 @@ class AssignedPartition:
         self._oldest = taken[0].timestamp
         return taken
 
-    def is_given_up(self) -> bool:
+    def is_revoked(self) -> bool:
         return self._state is State.REVOKED
 
     def applied(self, next_offset: int) -> None:
@@ -124,10 +124,10 @@ class AssignedPartition:
     def pause(self) -> None:
         self._enter(State.PAUSED, State.FETCHING)
 
-    async def given_up_within(self, seconds: float) -> bool:
+    async def revoked_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._revoked.wait(), seconds)
-        return self.is_given_up()
+        return self.is_revoked()
 
     @property
     def wants_records(self) -> bool:

@@ -58,7 +58,7 @@ class Pool:
         pool = self._current
         try:
             with classified():
-                async with self._engine.connect() as pooled, _closed_if_given_up(pooled):
+                async with self._engine.connect() as pooled, _closed_if_revoked(pooled):
                     yield (await pooled.get_raw_connection()).driver_connection
         except UnavailableError as error:
             if _is_lost(error) and self._current is pool:
@@ -76,7 +76,7 @@ class Pool:
 
 
 @asynccontextmanager
-async def _closed_if_given_up(pooled: AsyncConnection) -> AsyncIterator[None]:
+async def _closed_if_revoked(pooled: AsyncConnection) -> AsyncIterator[None]:
     """Nobody gets a connection again whose answer was not waited for: it would meet the next statement."""
     try:
         yield

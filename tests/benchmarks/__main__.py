@@ -1,4 +1,4 @@
-"""Measures ours and its rivals side by side, and ours under conditions: `python -m tests.benchmarks [--quick]`."""
+"""Measures ours and its competitors side by side, and ours under conditions: `python -m tests.benchmarks [--quick]`."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tests.benchmarks import conditions, pruning
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
-from tests.benchmarks.contest import RIVALS, rate_of, run_of_ours
+from tests.benchmarks.contest import COMPETITORS, rate_of, run_of_ours
 from tests.benchmarks.ours import Run, apply_all
 from tests.benchmarks.plan import FULL, QUICK, Plan
 from tests.benchmarks.report import Goal, Results, save, show, table
@@ -27,13 +27,13 @@ REPLICAS = {letter: replicas for replicas, letter in OURS.items()}
 
 
 async def contest(arena: Arena, plan: Plan, results: Results) -> None:
-    """Every rival in every round, in turn."""
+    """Every competitor in every round, in turn."""
     runs: dict[str, list[Run]] = {}
     async with arena.log(Workload(events=plan.events)) as log:
         for number in range(plan.rounds):
-            for rival in RIVALS:
-                results.rates.setdefault(rival.letter, []).append(await rate_of(arena, log, rival))
-                say(f"round {number + 1}", rival.letter, results.rates[rival.letter][-1])
+            for competitor in COMPETITORS:
+                results.rates.setdefault(competitor.letter, []).append(await rate_of(arena, log, competitor))
+                say(f"round {number + 1}", competitor.letter, results.rates[competitor.letter][-1])
             for replicas in plan.replicas:
                 letter = OURS[replicas]
                 runs.setdefault(letter, []).append(await run_of_ours(arena, log, replicas))
@@ -194,8 +194,8 @@ def main() -> None:
 
 
 def _names() -> dict[str, str]:
-    rivals = {rival.letter: rival.what for rival in RIVALS}
-    return rivals | {"E": "ours, one replica", "E2": "ours, two replicas", "E4": "ours, four replicas"}
+    competitors = {competitor.letter: competitor.what for competitor in COMPETITORS}
+    return competitors | {"E": "ours, one replica", "E2": "ours, two replicas", "E4": "ours, four replicas"}
 
 
 if __name__ == "__main__":

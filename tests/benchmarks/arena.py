@@ -1,4 +1,4 @@
-"""Where rivals meet: topics filled beforehand, databases of their own, all on the same servers."""
+"""Where competitors meet: topics filled beforehand, databases of their own, all on the same servers."""
 
 import asyncio
 import contextlib

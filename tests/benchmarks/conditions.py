@@ -95,9 +95,9 @@ class Watch:
         key, value = encoded(Message(conversation, SOURCE, event_id, datetime.now(UTC), Author.USER))
         return await producer.send(topic, value, key)
 
-    def hear(self, *told: Any) -> None:
-        self.seen[told[-1]] = time.time()
-        self._outstanding.discard(told[-1])
+    def hear(self, *data: Any) -> None:
+        self.seen[data[-1]] = time.time()
+        self._outstanding.discard(data[-1])
 
     async def all_seen(self) -> None:
         async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""All rivals side by side: the same events, the same servers, a fresh database each, one after the other."""
+"""All competitors side by side: the same events, the same servers, a fresh database each, one after the other."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ BATCH = WorkerSettings().max_batch
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
+class Competitor:
     """`share`: how much of the workload it gets, so that the slow ones take no longer than the fast."""
 
     letter: str
@@ -25,18 +25,18 @@ class Rival:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-RIVALS = (
-    Rival("A", "aiokafka + SQLAlchemy ORM, a commit per event", "orm", 0.008),
-    Rival("B", "a FastStream handler doing the same", "faststream_orm", 0.008),
-    Rival("C8", "asyncpg, a transaction per event, 8 tasks, no Kafka", "raw_asyncpg", 0.08, {"tasks": 8}),
-    Rival("C32", "the same, 32 tasks", "raw_asyncpg", 0.08, {"tasks": 32}),
-    Rival("D1", "ceiling: the rows made beforehand, 1 connection", "ceiling", 1, {"batch": BATCH}),
-    Rival("Dn", f"ceiling: {PARTITIONS} connections", "ceiling", 1, {"batch": BATCH, "connections": PARTITIONS}),
+COMPETITORS = (
+    Competitor("A", "aiokafka + SQLAlchemy ORM, a commit per event", "orm", 0.008),
+    Competitor("B", "a FastStream handler doing the same", "faststream_orm", 0.008),
+    Competitor("C8", "asyncpg, a transaction per event, 8 tasks, no Kafka", "raw_asyncpg", 0.08, {"tasks": 8}),
+    Competitor("C32", "the same, 32 tasks", "raw_asyncpg", 0.08, {"tasks": 32}),
+    Competitor("D1", "ceiling: the rows made beforehand, 1 connection", "ceiling", 1, {"batch": BATCH}),
+    Competitor("Dn", f"ceiling: {PARTITIONS} connections", "ceiling", 1, {"batch": BATCH, "connections": PARTITIONS}),
 )
 WITH_KAFKA = ("A", "B")
 
 
-async def rate_of(arena: Arena, log: Log, rival: Rival) -> float:
+async def rate_of(arena: Arena, log: Log, competitor: Competitor) -> float:
     """Events per second."""
     workload = log.workload
     async with arena.database() as database:
@@ -46,15 +46,15 @@ async def rate_of(arena: Arena, log: Log, rival: Rival) -> float:
             "opening": workload.opening,
             "starting": log.starting.isoformat(),
             "seed": workload.seed,
-            "events": round(workload.events * rival.share),
-            **rival.options,
+            "events": round(workload.events * competitor.share),
+            **competitor.options,
         }
-        if rival.letter in WITH_KAFKA:
+        if competitor.letter in WITH_KAFKA:
             group = log.for_a_new_group().group_id
             course |= {"kafka": log.kafka.bootstrap_servers, "topic": log.kafka.topics[0], "group": group}
             course["start"] = log.talk
-        told = await _run(rival.module, course)
-        return float(told["events"] / told["seconds"])
+        data = await _run(competitor.module, course)
+        return float(data["events"] / data["seconds"])
 
 
 async def run_of_ours(arena: Arena, log: Log, replicas: int) -> Run:
@@ -63,10 +63,10 @@ async def run_of_ours(arena: Arena, log: Log, replicas: int) -> Run:
 
 
 async def _run(module: str, course: dict[str, Any]) -> dict[str, float]:
-    command = (sys.executable, "-m", f"tests.benchmarks.rivals.{module}", json.dumps(course))
+    command = (sys.executable, "-m", f"tests.benchmarks.competitors.{module}", json.dumps(course))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     printed, _ = await process.communicate()
     if process.returncode:
         raise RuntimeError(f"{module} ended with {process.returncode}")
-    told: dict[str, float] = json.loads(printed.splitlines()[-1])
-    return told
+    data: dict[str, float] = json.loads(printed.splitlines()[-1])
+    return data

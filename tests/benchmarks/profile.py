@@ -70,14 +70,14 @@ class LogInMemory:
         self._next += len(taken)
         return taken
 
-    def is_given_up(self) -> bool:
+    def is_revoked(self) -> bool:
         return self._next >= len(self._records)
 
     def applied(self, next_offset: int) -> None: ...
 
     def pause(self) -> None: ...
 
-    async def given_up_within(self, seconds: float) -> bool:
+    async def revoked_within(self, seconds: float) -> bool:
         await asyncio.sleep(seconds)
         return False
 

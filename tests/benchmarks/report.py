@@ -40,11 +40,11 @@ class Goal:
 
 @dataclass(slots=True)
 class Results:
-    """What a run of the benchmark has found. `rates`: events per second by rival and round."""
+    """What a run of the benchmark has found. `rates`: events per second by competitor and round."""
 
     command: str
     machine: str
-    rivals: dict[str, str]
+    competitors: dict[str, str]
     rates: dict[str, list[float]] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Results:
         return {
             "command": self.command,
             "machine": self.machine,
-            "rivals": self.rivals,
+            "competitors": self.competitors,
             "events_per_second": {letter: [round(rate) for rate in rates] for letter, rates in self.rates.items()},
             "goals": goals,
             "tables": self.tables,
@@ -80,49 +80,50 @@ def show(console: Console, results: Results) -> None:
         console.print(table)
 
 
-def markdown(told: dict[str, Any]) -> str:
-    """For the docs: `told` is the JSON of a run."""
-    parts = [f"`{told['command']}`, {told['machine']}:"]
-    for title, (heading, *rows) in _tables(told).items():
+def markdown(data: dict[str, Any]) -> str:
+    """For the docs: `data` is the JSON of a run."""
+    parts = [f"`{data['command']}`, {data['machine']}:"]
+    for title, (heading, *rows) in _tables(data).items():
         lines = [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows)]
         parts.append("\n".join((f"**{title}**", "", *lines)))
     return "\n\n".join(parts)
 
 
-def _tables(told: dict[str, Any]) -> dict[str, list[list[str]]]:
+def _tables(data: dict[str, Any]) -> dict[str, list[list[str]]]:
     """Title -> rows, the first of them the heading."""
-    rates = {letter: median(rounds) for letter, rounds in told["events_per_second"].items()}
+    rates = {letter: median(rounds) for letter, rounds in data["events_per_second"].items()}
     rows = [["", "what", "events/s", "of E"]]
     rows += [
-        [letter, told["rivals"][letter], f"{rate:,.0f}", f"{rate / rates['E']:.3g}"] for letter, rate in rates.items()
+        [letter, data["competitors"][letter], f"{rate:,.0f}", f"{rate / rates['E']:.3g}"]
+        for letter, rate in rates.items()
     ]
-    goals = [["goal", "figure", "wanted", ""], *([*goal.values()] for goal in told["goals"])]
-    return {"Side by side": rows, **told["tables"], "Goals": goals}
+    goals = [["goal", "figure", "wanted", ""], *([*goal.values()] for goal in data["goals"])]
+    return {"Side by side": rows, **data["tables"], "Goals": goals}
 
 
 def save(results: Results) -> None:
     """Into the repository: the JSON, the picture, the figures of the docs."""
-    told = results.as_json()
-    RESULTS.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-    write_section(DOCS / "performance.md", "benchmark", markdown(told))
-    draw(told)
+    data = results.as_json()
+    RESULTS.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_section(DOCS / "performance.md", "benchmark", markdown(data))
+    draw(data)
 
 
-def draw(told: dict[str, Any]) -> None:
-    """A bar for each rival, on a scale that shows the slow ones too."""
+def draw(data: dict[str, Any]) -> None:
+    """A bar for each competitor, on a scale that shows the slow ones too."""
     import matplotlib as mpl  # noqa: PLC0415 - takes half a second, and only this needs it
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - only once the backend is chosen
 
-    rates = {letter: median(rounds) for letter, rounds in told["events_per_second"].items()}
-    names = [f"{letter}  {told['rivals'][letter]}" for letter in rates]
+    rates = {letter: median(rounds) for letter, rounds in data["events_per_second"].items()}
+    names = [f"{letter}  {data['competitors'][letter]}" for letter in rates]
     figure, axes = plt.subplots(figsize=(10, 0.45 * len(rates) + 1))
     colours = ["#2b6cb0" if letter.startswith("E") else "#a0aec0" for letter in rates]
     bars = axes.barh(names, list(rates.values()), color=colours)
     axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates.values()], padding=4)
     axes.set_xscale("log")
-    axes.set_xlabel(f"events per second, {told['machine']}")
+    axes.set_xlabel(f"events per second, {data['machine']}")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

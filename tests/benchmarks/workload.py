@@ -1,4 +1,4 @@
-"""The events that every rival gets: seeded, in the order of time, first one for each conversation, then a talk."""
+"""The events that every competitor gets: seeded, in the order of time, first one for each conversation, then a talk."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

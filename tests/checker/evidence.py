@@ -20,7 +20,7 @@ IDS = "SELECT conversation_id FROM conversation UNION SELECT conversation_id FRO
 MOVES = """
     SELECT topic, partition, (array_agg(before ORDER BY id))[1], (array_agg(after ORDER BY id DESC))[1]
     FROM offset_trail GROUP BY topic, partition, transaction ORDER BY min(id)"""
-"""Every move that a transaction made an offset make, kept by a trigger of the stage."""
+"""Every move that a transaction made an offset make, kept by a trigger of the demo."""
 OFFSETS = "SELECT topic, partition, next_offset FROM kafka_offset WHERE consumer_group = $1"
 
 

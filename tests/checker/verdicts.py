@@ -126,12 +126,12 @@ def liveness(ledger: Ledger, evidence: Evidence, settled_to: datetime | None = N
     """What must hold in the end. With `settled_to`, every deadline before it has taken effect."""
     seen = _applied(evidence)
     places = {(letter.topic, letter.partition, letter.offset): letter for letter in evidence.letters}
-    buried = Counter((letter.key, letter.value) for letter in places.values())
+    dead_lettered = Counter((letter.key, letter.value) for letter in places.values())
     sessions = [(key, c.sessions[-1].deadline) for key, c in evidence.conversations.items() if c.sessions]
     overdue = [key for key, deadline in sessions if settled_to and deadline and deadline < settled_to]
     return [
         Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys())),
-        Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - buried)),
+        Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - dead_lettered)),
         _at_the_end(evidence),
         *([Verdict("no deadline without effect", len(sessions), _some(overdue))] if settled_to else ()),
     ]
@@ -202,7 +202,7 @@ def _conversations(evidence: Evidence, policy: Policy) -> Iterator[Verdict]:
         for key in sorted(evidence.conversations.keys() | evidence.histories.keys())
     }
     for invariant, holds in invariants.items():
-        broken = [key for key, told in both.items() if not holds(*told)]
+        broken = [key for key, pair in both.items() if not holds(*pair)]
         yield Verdict(invariant, len(both), tuple(broken), story(both[broken[0]][1]) if broken else ())
 
 
@@ -232,12 +232,12 @@ def _letters_are_poison(ledger: Ledger, evidence: Evidence) -> Verdict:
 
 def _nothing_skipped(evidence: Evidence, read: Read, seen: Mapping[Key, int]) -> Verdict:
     """Whatever lies before a stored offset has its effect, or its dead letter."""
-    buried = {(letter.topic, letter.partition, letter.offset) for letter in evidence.letters}
+    dead_lettered = {(letter.topic, letter.partition, letter.offset) for letter in evidence.letters}
     passed = [(r, event) for r, event in read if r.offset < evidence.offsets.get((r.topic, r.partition), 0)]
     skipped = [
         f"{record.topic}[{record.partition}] {record.offset}"
         for record, event in passed
-        if (record.topic, record.partition, record.offset) not in buried and not _has_effect(event, seen)
+        if (record.topic, record.partition, record.offset) not in dead_lettered and not _has_effect(event, seen)
     ]
     return Verdict("nothing before a stored offset is skipped", len(passed), tuple(skipped))
 

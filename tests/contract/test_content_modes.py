@@ -155,6 +155,30 @@ def test_other_headers_are_ignored_whatever_they_hold(name: str) -> None:
     assert binary(**{name: b"\xff"}) == binary()
 
 
+hostile = st.one_of(
+    st.none(),
+    st.binary(max_size=40),
+    st.sampled_from(
+        [b'{"author":"\xff"}', b'{"author":"\\ud800"}', b'{"a":' * 9999, b"[" * 30_000, b"9" * 6000, b"NaN"]
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*HEADERS, "CE_ID", "ce_", "ce_data", "x"]), hostile), hostile, hostile)
+def test_whatever_a_record_holds_it_is_an_event_or_has_a_reason_why_not(
+    changes: dict[str, bytes | None], key: bytes | None, value: bytes | None
+) -> None:
+    headers = [(name, content) for name, content in (HEADERS | changes).items()]
+
+    for one_key, one_value in ((key, value), (KEY, value), (key, MESSAGE), (KEY, MESSAGE)):
+        try:
+            event = decode(one_key, one_value, headers, now=NOW)
+        except Invalid as invalid:
+            assert isinstance(invalid.reason, Reason)
+        else:
+            assert event.subject.encode() == one_key
+
+
 @pytest.mark.parametrize("content_type", [b"application/json; charset=utf-8", b"application/problem+json", b"", None])
 def test_data_is_json_by_any_of_its_names(content_type: bytes | None) -> None:
     assert binary(content_type=content_type) == binary()

@@ -54,7 +54,7 @@ class Simulated:
         self._replica.store.offsets[self.log.partition] = StoredOffset("cluster", end)
 
     async def revoke(self) -> None:
-        self._log.give_up()
+        self._log.revoke()
 
 
 class Real:
@@ -73,7 +73,7 @@ class Real:
 
     async def _worker(self, partition: AssignedPartition) -> None:
         self._assigned.set_result(partition)
-        while not await partition.given_up_within(SECONDS):
+        while not await partition.revoked_within(SECONDS):
             pass
 
     async def publish(self, *values: bytes) -> None:
@@ -169,7 +169,7 @@ async def test_take_returns_nothing_when_its_time_is_over(subject: Subject) -> N
     subject.log.seek(0)
 
     assert list(await subject.log.take(10, 0.05)) == []
-    assert not subject.log.is_given_up()
+    assert not subject.log.is_revoked()
 
 
 async def test_records_wake_a_take_that_waits(subject: Subject) -> None:
@@ -231,7 +231,7 @@ async def test_a_revocation_wakes_a_take_that_waits(subject: Subject) -> None:
     await subject.revoke()
 
     assert list(await asyncio.wait_for(waiting, SECONDS)) == []
-    assert subject.log.is_given_up()
+    assert subject.log.is_revoked()
 
 
 async def test_nothing_is_taken_after_a_revocation(subject: Subject) -> None:
@@ -246,9 +246,9 @@ async def test_nothing_is_taken_after_a_revocation(subject: Subject) -> None:
     assert list(await subject.log.take(10, 10 * SECONDS)) == []
 
 
-async def test_given_up_within_says_whether_it_was_in_time(subject: Subject) -> None:
-    assert not await subject.log.given_up_within(0.01)
-    waiter = asyncio.create_task(subject.log.given_up_within(10 * SECONDS))
+async def test_revoked_within_says_whether_it_was_in_time(subject: Subject) -> None:
+    assert not await subject.log.revoked_within(0.01)
+    waiter = asyncio.create_task(subject.log.revoked_within(10 * SECONDS))
     await asyncio.sleep(0)
 
     await subject.revoke()

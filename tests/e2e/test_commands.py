@@ -134,7 +134,7 @@ async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group,
     assert code == 1
     assert "3 published, 2 rejected" in out
     assert "line 2: not a JSON object" in err
-    assert "line 5: schema_violation: data.status: Field required" in err
+    assert "line 5: schema_violation: data.status: is required" in err
     records = await read_all(group.kafka, group.topic)
     assert sorted((record.key, record.value) for record in records) == [
         (f"c-{number}".encode(), line.encode()) for number, line in enumerate(good)
@@ -193,13 +193,13 @@ async def test_a_conversation_is_shown_with_its_history(group: Group) -> None:
 
     _, shown, _ = await command(group, "conversation", "show", "c-1")
     _, sessions, _ = await command(group, "conversation", "show", "c-1", "--json")
-    _, told, _ = await command(group, "conversation", "history", "c-1")
+    _, printed, _ = await command(group, "conversation", "history", "c-1")
     _, rows, _ = await command(group, "conversation", "history", "c-1", "--json")
 
     assert "agent_closed" in shown
     assert "solved" in shown
     assert [session["status"] for session in json.loads(sessions)["sessions"]] == ["agent_closed", "pending"]
-    assert "pending -> agent_closed" in told
+    assert "pending -> agent_closed" in printed
     assert [json.loads(row)["version"] for row in rows.splitlines()] == [1, 2, 3]
 
 
@@ -278,7 +278,7 @@ class TestPrune:
         code, _, err = await command(group, "prune", "--yes", CONSUMER_KAFKA__TOPICS=f"{group.topic},{name}")
         await delete(group.kafka.bootstrap_servers, name)
 
-        assert (code, f"{name} keeps records for ever, so no history can be pruned" in err) == (2, True)
+        assert (code, f"{name} keeps records without limit, so no history can be pruned" in err) == (2, True)
 
     async def test_a_topic_that_another_group_consumes_into_the_same_database_counts(self, group: Group) -> None:
         await group.create_topic(name := f"{group.topic}.kept", configs={"retention.ms": "-1"})
@@ -287,7 +287,7 @@ class TestPrune:
         code, _, err = await command(group, "prune", "--yes")
         await delete(group.kafka.bootstrap_servers, name)
 
-        assert (code, f"{name} keeps records for ever" in err) == (2, True)
+        assert (code, f"{name} keeps records without limit" in err) == (2, True)
 
     async def test_a_topic_that_keeps_records_for_a_short_time_allows_a_short_horizon(self, group: Group) -> None:
         short = {"retention.ms": str(24 * 3_600_000), "segment.ms": str(6 * 3_600_000)}
@@ -300,7 +300,7 @@ class TestPrune:
         assert (code, f"{name}: no record is older than 32h" in plan, refused) == (0, True, 2)
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "printed"),
         [
             (("--older-than", "soon"), "'soon' is no duration: write it as 30d"),
             (("--older-than", "9999999d"), "the horizon lies before the year 1"),
@@ -309,11 +309,11 @@ class TestPrune:
         ],
     )
     async def test_options_that_make_no_sense_are_named(
-        self, group: Group, arguments: tuple[str, ...], told: str
+        self, group: Group, arguments: tuple[str, ...], printed: str
     ) -> None:
         code, _, err = await command(group, "prune", *arguments)
 
-        assert (code, told in err, "Traceback" in err) == (2, True, False)
+        assert (code, printed in err, "Traceback" in err) == (2, True, False)
 
     async def test_a_missing_topic_is_named(self, group: Group) -> None:
         code, _, err = await command(group, "prune", "--yes", CONSUMER_KAFKA__TOPICS="nobody-made-this")
@@ -407,7 +407,7 @@ class TestDoctor:
         assert "3 partitions, 0 records behind" in out
 
     @pytest.mark.parametrize(
-        ("settings", "told"),
+        ("settings", "printed"),
         [
             ({"CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, "CONSUMER_KAFKA__BOOTSTRAP_SERVERS"),
             ({"CONSUMER_KAFKA__TOPICS": "nobody-made-this"}, "run `conversation-consumer topics`"),
@@ -415,11 +415,11 @@ class TestDoctor:
         ],
     )
     async def test_what_is_missing_comes_with_its_remedy(
-        self, group: Group, settings: dict[str, str], told: str
+        self, group: Group, settings: dict[str, str], printed: str
     ) -> None:
         code, out, _ = await command(group, "doctor", **settings)
 
-        assert (code, told in out) == (1, True)
+        assert (code, printed in out) == (1, True)
 
     async def test_an_old_schema_is_found(self, group: Group, stack: Services) -> None:
         async with new_database(stack.postgres, "test") as empty:

@@ -284,7 +284,7 @@ async def is_unready(replica: Replica, why: str) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL], ids=["fast", "immediate", "crash"])
-async def test_a_database_restart_loses_nothing_and_buries_nothing(group: Group, how: signal.Signals) -> None:
+async def test_a_database_restart_loses_nothing_and_dead_letters_nothing(group: Group, how: signal.Signals) -> None:
     server = await asyncio.to_thread(PostgresServer)
     try:
         await asyncio.to_thread(migrations.upgrade, server.dsn)

@@ -57,7 +57,7 @@ class FuzzedLog:
         self._position += len(taken)
         return taken
 
-    def is_given_up(self) -> bool:
+    def is_revoked(self) -> bool:
         return self._position >= len(self.records)
 
     def applied(self, next_offset: int) -> None:
@@ -66,7 +66,7 @@ class FuzzedLog:
     def pause(self) -> None:
         pass
 
-    async def given_up_within(self, seconds: float) -> bool:
+    async def revoked_within(self, seconds: float) -> bool:
         await asyncio.sleep(seconds)
         return False
 
@@ -154,12 +154,12 @@ def judged(evidence: Evidence) -> list[Verdict]:
 
 def broken(verdicts: list[Verdict], made: Sequence[Sequence[Made]], letters: Letters) -> list[str]:
     """Invariants that do not hold, and records whose fate was another than they were made for."""
-    buried = {(letter.partition, letter.offset) for letter in letters.sent}
+    dead_lettered = {(letter.partition, letter.offset) for letter in letters.sent}
     wrong = [
-        f"{'valid but buried' if one.valid else 'invalid but applied'}: {one.key!r} {(one.value or b'')[:300]!r}"
+        f"{'valid but dead-lettered' if one.valid else 'invalid but applied'}: {one.key!r} {(one.value or b'')[:300]!r}"
         for number, of_one in enumerate(made)
         for offset, one in enumerate(of_one)
-        if one.valid is not None and one.valid == ((number, offset) in buried)
+        if one.valid is not None and one.valid == ((number, offset) in dead_lettered)
     ]
     return [f"{v.invariant}: {v.violations[0]}" for v in verdicts if not v.holds] + wrong
 

@@ -113,8 +113,8 @@ class Fuzzer:
         at = datetime.now(UTC) + timedelta(seconds=self._random.uniform(-5 * span, span / 2))
         at = min(at, datetime.now(UTC) + timedelta(hours=23))
         zone = timezone(timedelta(minutes=self._random.choice((0, 0, 330, -480, 845))))
-        told = at.astimezone(zone).isoformat(timespec=self._random.choice(("seconds", "milliseconds", "microseconds")))
-        return told.replace("+00:00", "Z") if self._random.random() < 0.5 else told
+        text = at.astimezone(zone).isoformat(timespec=self._random.choice(("seconds", "milliseconds", "microseconds")))
+        return text.replace("+00:00", "Z") if self._random.random() < 0.5 else text
 
     def _made(self, event: dict[str, Any], valid: bool | None) -> Made:
         subject = event.get("subject")

@@ -74,7 +74,7 @@ async def test_limits_hold_in_each_transaction_and_end_with_it(pooler: PgBouncer
             assert await connection.fetchval("SHOW lock_timeout") == "0"
 
 
-async def test_a_held_row_is_given_up_through_it(pooler: PgBouncer, database: str) -> None:
+async def test_a_held_row_is_revoked_through_it(pooler: PgBouncer, database: str) -> None:
     async with opened(pooler.url(database)) as store:
         await store.create_offset(PLACE, StoredOffset("cluster", 0))
         async with store._transaction("save", None) as holder:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
@@ -77,6 +78,25 @@ def test_warnings_are_bounded_where_sources_are_not() -> None:
     sources, counted = warned([record(f"source-{number}") for number in range(MAX_WARNINGS + 50)], elsewhere)
 
     assert (len(sources), counted) == (MAX_WARNINGS, MAX_WARNINGS + 50)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"null",
+        b"\xff",
+        b'{"source":"\xff"}',
+        b'{"source":"\xed\xa0\x80"}',
+        b'{"source":"\\ud800"}',
+        b'{"x":' * 9999,
+    ],
+)
+def test_a_misplaced_record_whose_source_cannot_be_read_is_counted_and_ends_nothing(value: bytes | None) -> None:
+    elsewhere = (home_of(KEY, PARTITIONS) + 1) % PARTITIONS
+
+    assert warned([replace(record("a"), value=value)], elsewhere) == ([""], 1)
 
 
 async def test_the_share_of_misplaced_records_is_read_off_the_end_of_the_log(kafka: KafkaSettings) -> None:

@@ -4,14 +4,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from consumer import settings
+from consumer.commands import config
 from consumer.lifecycle.model import Policy
 from tests.model import explorer
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SECTIONS: dict[str, tuple[Path, Callable[[], str]]] = {
-    "settings": (DOCS / "operations.md", settings.markdown),
+    "settings": (DOCS / "operations.md", config.markdown),
     "lifecycle": (
         DOCS / "lifecycle.md",
         lambda: explorer.markdown(explorer.survey(explorer.explored(Policy()))),

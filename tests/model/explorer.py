@@ -158,9 +158,9 @@ class Survey:
 def survey(steps: Iterable[Step]) -> Survey:
     found = Survey()
     for step in steps:
-        met, told = _met(step)
-        if told is not None:
-            found.cells.setdefault((step.event, met), set()).add(told)
+        met, answer = _met(step)
+        if answer is not None:
+            found.cells.setdefault((step.event, met), set()).add(answer)
         found.moves.update(_moves(step))
         found.outcomes.add(step.decision.outcome)
         found.reached.update(session.status for session in step.decision.conversation.sessions)

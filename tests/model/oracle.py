@@ -101,23 +101,27 @@ class Draft:
 
     def write(self, event: Closing, session: SessionDraft, before: Status | None, how: Outcome) -> Outcome:
         """The event's own row."""
-        told: dict[str, Any] = {"source": event.source, "event_id": event.event_id, "outcome": how}
+        fields: dict[str, Any] = {"source": event.source, "event_id": event.event_id, "outcome": how}
         if isinstance(event, ManualClose):
-            told |= {"requested": event.status, "actor": event.actor, "reason": event.reason}
+            fields |= {"requested": event.status, "actor": event.actor, "reason": event.reason}
         else:
-            told |= {"requested": "close" if is_goodbye(event) else event.author, "actor": event.author, "reason": None}
-        self._add(event.kind, event.at, session, before, **told)
+            fields |= {
+                "requested": "close" if is_goodbye(event) else event.author,
+                "actor": event.author,
+                "reason": None,
+            }
+        self._add(event.kind, event.at, session, before, **fields)
         return how
 
     def write_caused(self, kind: Kind, at: datetime, actor: str, session: SessionDraft, before: Status | None) -> None:
         """The row of a transition that the event causes besides its own effect."""
-        told: dict[str, Any] = {"source": CONSUMER_SOURCE, "event_id": str(self.version + 1), "actor": actor}
-        self._add(kind, at, session, before, outcome=Outcome.APPLIED, requested=None, reason=None, **told)
+        fields: dict[str, Any] = {"source": CONSUMER_SOURCE, "event_id": str(self.version + 1), "actor": actor}
+        self._add(kind, at, session, before, outcome=Outcome.APPLIED, requested=None, reason=None, **fields)
 
-    def _add(self, kind: Kind, at: datetime, session: SessionDraft, before: Status | None, **told: Any) -> None:
+    def _add(self, kind: Kind, at: datetime, session: SessionDraft, before: Status | None, **fields: Any) -> None:
         self.version += 1
-        told |= {"conversation_id": self.id, "session": session.number, "version": self.version}
-        self.rows.append(HistoryRow(kind=kind, occurred_at=at, from_status=before, to_status=session.status, **told))
+        fields |= {"conversation_id": self.id, "session": session.number, "version": self.version}
+        self.rows.append(HistoryRow(kind=kind, occurred_at=at, from_status=before, to_status=session.status, **fields))
 
 
 def tick(draft: Draft, event: Tick) -> Outcome:

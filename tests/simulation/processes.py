@@ -1,4 +1,4 @@
-"""The processes of a schedule: replicas, tickers and rivals, of production code on fake ports. Any may die or stall."""
+"""The processes of a schedule: replicas, tickers, other writers; production code on fake ports. Any may die."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
@@ -120,7 +120,7 @@ class SimulatedLog:
         self._world = process.world
         self._position = 0
         self._taken_at = 0
-        self._news, self._given_up = asyncio.Event(), asyncio.Event()
+        self._news, self._revoked = asyncio.Event(), asyncio.Event()
         self._world.listeners.append(self._news)
 
     async def cluster_id(self) -> str:
@@ -136,10 +136,10 @@ class SimulatedLog:
 
     async def take(self, limit: int, seconds: float) -> Sequence[Record]:
         await self._process.reach("take")
-        if not self._given_up.is_set() and not self._next():
+        if not self._revoked.is_set() and not self._next():
             self._news.clear()
             await self._process.wait(self._news, seconds)
-        if self._given_up.is_set() or not (records := self._next()):
+        if self._revoked.is_set() or not (records := self._next()):
             return ()
         taken = records[: self._world.rng.randint(1, limit)]
         self._position = taken[-1].offset + 1
@@ -150,8 +150,8 @@ class SimulatedLog:
     def _next(self) -> Sequence[Record]:
         return [record for record in self._world.log[self.partition.number] if record.offset >= self._position]
 
-    def is_given_up(self) -> bool:
-        return self._given_up.is_set()
+    def is_revoked(self) -> bool:
+        return self._revoked.is_set()
 
     def applied(self, next_offset: int) -> None:
         """What goes to Kafka as committed must be in the database, but for a rewind that comes in between."""
@@ -162,11 +162,11 @@ class SimulatedLog:
     def pause(self) -> None:
         pass
 
-    async def given_up_within(self, seconds: float) -> bool:
-        return await self._process.wait(self._given_up, seconds)
+    async def revoked_within(self, seconds: float) -> bool:
+        return await self._process.wait(self._revoked, seconds)
 
-    def give_up(self) -> None:
-        self._given_up.set()
+    def revoke(self) -> None:
+        self._revoked.set()
         self._news.set()
         self._world.listeners.remove(self._news)
 
@@ -203,14 +203,14 @@ class Replica(Process):
         """Gives all partitions up and waits for the workers, but not for ever: the guard holds off who hangs."""
         owned, self._owned = self._owned, []
         for source, _ in owned:
-            source.give_up()
+            source.revoke()
         if owned:
             await asyncio.wait([task for _, task in owned], timeout=DRAIN_SECONDS)
 
     async def send(self, letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         await self.reach("dead letters")
-        await self.world.bury(letters)
+        await self.world.dead_letter(letters)
 
 
 class TickerProcess(Process):
@@ -231,7 +231,7 @@ class TickerProcess(Process):
             raise UnavailableError("no acknowledgement of the tick")
 
 
-class Rival(Process):
+class OtherWriter(Process):
     """A program that writes through the service, and calls again until it knows that it has written."""
 
     def __init__(self, world: World, name: str, traffic: Traffic, log: Traffic) -> None:
@@ -247,7 +247,7 @@ class Rival(Process):
             self.world.ledger.unsure.update(map(key_of, events))
             rewinds = self.world.rewinds
             await self._insist(events)
-            self.world.struck[Fault.RIVAL] += 1
+            self.world.struck[Fault.OTHER_WRITER] += 1
             for event in events if rewinds == self.world.rewinds else ():
                 self.world.ledger.note_written(event)
 

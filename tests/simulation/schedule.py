@@ -16,7 +16,7 @@ from consumer.lifecycle.model import Event, ManualClose, Status, Tick
 from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
 from tests.fakes import MemoryStore
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.processes import Process, Replica, Rival, TickerProcess
+from tests.simulation.processes import OtherWriter, Process, Replica, TickerProcess
 from tests.simulation.world import REFUSED, Fault, World
 from tests.traffic import SHORT_POLICY, Mix, Traffic
 
@@ -94,13 +94,15 @@ class Schedule:
         return Run(self.seed, verdicts, world.struck, world.trace)
 
     async def _chaos(self) -> None:
-        """Producer, replicas, ticker and rivals at work while faults strike."""
+        """Producer, replicas, ticker and other writers at work while faults strike."""
         shape = self.world.shape
         self.replicas = [self._replica() for _ in range(shape.replicas)]
         self.others = [self._ticker()]
-        if Fault.RIVAL in shape.faults:
-            own = [self._traffic(number) for number in range(1, shape.rivals + 1)]
-            self.others += [Rival(self.world, self._name("rival"), traffic, self.traffic) for traffic in own]
+        if Fault.OTHER_WRITER in shape.faults:
+            own = [self._traffic(number) for number in range(1, shape.other_writers + 1)]
+            self.others += [
+                OtherWriter(self.world, self._name("other writer"), traffic, self.traffic) for traffic in own
+            ]
         self._producing = asyncio.create_task(self._produce())
         self._help(self._rebalance())
         self._help(self._strike())
@@ -265,7 +267,7 @@ class Schedule:
         with suppress(ConnectionLostError):
             async with outsider.transaction() as transaction:
                 for key in world.rng.sample(self.traffic.cold, world.rng.randint(1, len(self.traffic.cold))):
-                    await transaction.lock(key, patiently=False)
+                    await transaction.lock(key, wait=False)
                 await asyncio.sleep(world.rng.choice((0.05, 0.5, 3)))
 
     async def _heal(self) -> None:

@@ -37,7 +37,7 @@ class Fault(StrEnum):
     FAILOVER = "failover that loses a commit"
     CLOCK = "database clock set back or forth"
     ROW_LOCK = "row lock held by an outsider"
-    RIVAL = "write of a rival"
+    OTHER_WRITER = "write of another writer"
     NO_DEAD_LETTERS = "dead letter not acknowledged"
     LOST_TICK = "tick lost or not acknowledged"
     POISON = "poison record"
@@ -55,7 +55,7 @@ class Shape:
 
     replicas: int
     partitions: int
-    rivals: int
+    other_writers: int
     conversations: int
     events: int
     max_batch: int
@@ -70,7 +70,7 @@ class Shape:
         return cls(
             replicas=rng.randint(1, 3),
             partitions=rng.randint(1, 4),
-            rivals=rng.randint(0, 2),
+            other_writers=rng.randint(0, 2),
             conversations=rng.randint(1, 6),
             events=rng.randint(5, 60),
             max_batch=rng.choice((1, 3, 10, 100)),
@@ -162,7 +162,7 @@ class World:
     def end(self, partition: int) -> int:
         return self.log[partition][-1].offset + 1 if self.log[partition] else 0
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
+    async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
         """Some of them may have been sent when it fails."""
         for letter in letters:
             await self.latency()
@@ -177,10 +177,10 @@ class World:
 
     def _judge_move(self, partition: Partition, before: int, after: int) -> None:
         """Dead letters come before the offset."""
-        buried = {(letter.partition, letter.offset) for letter in self.letters}
+        dead_lettered = {(letter.partition, letter.offset) for letter in self.letters}
         for record in self.log[partition.number]:
             poisonous = (record.key, record.value) in self.ledger.poison
-            if before <= record.offset < after and poisonous and (partition.number, record.offset) not in buried:
+            if before <= record.offset < after and poisonous and (partition.number, record.offset) not in dead_lettered:
                 self.early.append(f"{partition.topic}[{partition.number}] {record.offset}")
 
     def _fail_over(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer import settings
+from consumer.commands import config
 from consumer.commands.root import COMMANDS
 from consumer.observability.metrics import Metrics
 from tests.benchmarks.report import RESULTS, markdown
@@ -64,7 +64,7 @@ def test_each_technology_has_one_room(technology: str, home: str) -> None:
 
 
 def test_the_docs_have_the_settings_as_they_are() -> None:
-    assert settings.markdown() in DOCUMENTS[ROOT / "docs/operations.md"]
+    assert config.markdown() in DOCUMENTS[ROOT / "docs/operations.md"]
 
 
 def test_the_docs_have_the_benchmark_as_it_ran() -> None:

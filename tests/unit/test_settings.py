@@ -13,7 +13,7 @@ from consumer.settings import duration, format_duration, load, variables
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, _, _ in variables():
+    for name, *_ in variables():
         monkeypatch.delenv(name, raising=False)
 
 

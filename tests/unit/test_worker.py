@@ -41,7 +41,7 @@ class FakeLog:
         self.taken: list[int] = []
         self.applied_to: list[int] = []
         self.unreadable: int | None = None
-        self.given_up = asyncio.Event()
+        self.revoked = asyncio.Event()
         self.waits = 0
         self.news: Callable[[], None] | None = None
         self.on_wait: Callable[[], None] = lambda: None
@@ -61,7 +61,7 @@ class FakeLog:
         taken = [record for record in self.records if self.position <= record.offset][:limit]
         if not taken:
             if self.news is None:
-                await self.given_up.wait()
+                await self.revoked.wait()
             else:
                 self.news()
             return ()
@@ -69,22 +69,22 @@ class FakeLog:
         self.taken.append(len(taken))
         return taken
 
-    def is_given_up(self) -> bool:
-        return self.given_up.is_set()
+    def is_revoked(self) -> bool:
+        return self.revoked.is_set()
 
     def applied(self, next_offset: int) -> None:
         self.applied_to.append(next_offset)
         if next_offset == self.end and self.news is None:
-            self.given_up.set()
+            self.revoked.set()
 
     def pause(self) -> None:
         pass
 
-    async def given_up_within(self, seconds: float) -> bool:
+    async def revoked_within(self, seconds: float) -> bool:
         self.waits += 1
         self.on_wait()
         await asyncio.sleep(0)
-        return self.given_up.is_set()
+        return self.revoked.is_set()
 
 
 class Letters:
@@ -128,7 +128,7 @@ async def worker(
     )
     async with asyncio.timeout(60):
         yield health, running
-        log.given_up.set()
+        log.revoked.set()
         await running
 
 
@@ -153,7 +153,7 @@ async def test_an_outage_after_a_refusal_does_not_move_the_offset_past_the_dead_
             await asyncio.sleep(0)
         assert set(offsets_before_the_letter) == {0}
         letters.failures = 0
-        await log.given_up.wait()
+        await log.revoked.wait()
 
     assert [letter.record.offset for letter in letters.sent] == [0]
     assert store.offsets[PLACE].next_offset == 2
@@ -166,7 +166,7 @@ async def test_dead_letters_are_acknowledged_before_the_offset_moves() -> None:
     log.on_wait = lambda: seen.append(store.offsets[PLACE].next_offset)
 
     async with worker(log, store, letters):
-        await log.given_up.wait()
+        await log.revoked.wait()
 
     assert seen == [0, 0]
     assert [letter.record.value for letter in letters.sent] == [b"poison"]
@@ -182,7 +182,7 @@ async def test_a_database_that_is_too_slow_gets_smaller_batches_and_larger_ones_
     log, store = FakeLog(encoded(*events)), Troubled(trouble)
 
     async with worker(log, store, Letters()) as (health, _):
-        await log.given_up.wait()
+        await log.revoked.wait()
         assert health.outages == {}
 
     assert len(store.conversations) == 200
@@ -210,7 +210,7 @@ async def test_a_stale_owner_goes_on_where_the_database_is() -> None:
     log, store = FakeLog(encoded(*events)), Overtaken()
 
     async with worker(log, store, Letters()):
-        await log.given_up.wait()
+        await log.revoked.wait()
 
     assert sorted(store.conversations) == ["c-4", "c-5"]
     assert store.offsets[PLACE].next_offset == 6
@@ -219,19 +219,19 @@ async def test_a_stale_owner_goes_on_where_the_database_is() -> None:
 async def test_a_record_that_cannot_be_read_stops_the_partition_until_the_offset_is_set() -> None:
     log, store = FakeLog(encoded(*(message(at=NOW) for _ in range(3)))), MemoryStore()
     log.unreadable = 0
-    told: list[str] = []
+    reasons: list[str] = []
 
     async with worker(log, store, Letters()) as (health, _):
 
         def mend() -> None:
-            told.extend(health.not_ready())
+            reasons.extend(health.not_ready())
             store.offsets[PLACE] = StoredOffset("cluster", 1)
 
         log.on_wait = mend
-        await log.given_up.wait()
+        await log.revoked.wait()
         assert health.stopped == {}
 
-    assert "events[0]: cannot be read" in told
+    assert "events[0]: cannot be read" in reasons
     assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
 
 
@@ -246,14 +246,14 @@ async def test_an_offset_set_to_the_end_makes_the_replica_ready_although_no_reco
         if len(stopped) == 1:
             store.offsets[PLACE] = StoredOffset("cluster", 1)
         else:
-            log.given_up.set()
+            log.revoked.set()
 
     def after_the_stop() -> None:
         log.unreadable, log.records, log.news = None, [], no_record_comes
 
     log.on_wait = after_the_stop
     async with worker(log, store, Letters()) as (health, _):
-        await log.given_up.wait()
+        await log.revoked.wait()
 
     assert stopped == [["cannot be read"], []]
 
@@ -261,10 +261,10 @@ async def test_an_offset_set_to_the_end_makes_the_replica_ready_although_no_reco
 class PatientLog(FakeLog):
     """Its waits take the time of the loop."""
 
-    async def given_up_within(self, seconds: float) -> bool:
+    async def revoked_within(self, seconds: float) -> bool:
         await asyncio.sleep(seconds)
         self.on_wait()
-        return self.given_up.is_set()
+        return self.revoked.is_set()
 
 
 async def _apply_past_a_locked_row() -> list[tuple[float, str]]:
@@ -284,7 +284,7 @@ async def _apply_past_a_locked_row() -> list[tuple[float, str]]:
         log.on_wait = note
         await asyncio.sleep(20)
         await transaction.__aexit__(None, None, None)
-        await log.given_up.wait()
+        await log.revoked.wait()
         note()
 
     assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
@@ -304,18 +304,18 @@ def test_who_holds_a_row_for_long_is_named_until_it_is_free() -> None:
 async def test_a_partition_whose_offset_is_outside_the_log_goes_on_once_it_is_mended() -> None:
     log, store = FakeLog(encoded(message(at=NOW)), first=5), MemoryStore()
     store.offsets[PLACE] = StoredOffset("cluster", 2)
-    told: list[str] = []
+    reasons: list[str] = []
 
     async with worker(log, store, Letters()) as (health, _):
 
         def mend() -> None:
-            told.extend(health.stopped.values())
+            reasons.extend(health.stopped.values())
             store.offsets[PLACE] = StoredOffset("cluster", 5)
 
         log.on_wait = mend
-        await log.given_up.wait()
+        await log.revoked.wait()
 
-    assert told == [
+    assert reasons == [
         "stored offset 2 is outside the log 5..6: run `conversation-consumer offsets set events 0 OFFSET`",
     ]
     assert store.offsets[PLACE].next_offset == 6
@@ -329,7 +329,7 @@ async def test_giving_up_ends_an_outage_between_transactions() -> None:
     async with worker(log, store, Letters()) as (health, running):
         while not health.outages:  # noqa: ASYNC110 - health is plain facts
             await asyncio.sleep(0)
-        log.given_up.set()
+        log.revoked.set()
         await running
         assert health.outages == {}
 
@@ -345,30 +345,30 @@ async def test_a_rewind_is_noticed_although_no_record_comes() -> None:
         if len(log.applied_to) == 1:
             store.database.restore(backup)
         elif len(log.applied_to) == 2:
-            log.given_up.set()
+            log.revoked.set()
 
     log.news = rewind_once_applied
     async with worker(log, store, Letters()):
-        await log.given_up.wait()
+        await log.revoked.wait()
 
     assert log.applied_to == [2, 2]
     assert [row.version for row, _ in store.rows["c-1"]] == [1, 2]
 
 
 async def test_a_replica_whose_database_is_too_slow_is_not_ready_until_a_batch_passes() -> None:
-    told: list[dict[str, str]] = []
+    reasons: list[dict[str, str]] = []
     attempts = 0
 
     def trouble(_: Decided) -> None:
         nonlocal attempts
         attempts += 1
-        told.append(dict(health.outages))
+        reasons.append(dict(health.outages))
         if attempts < 4:
             raise TooSlowError("timeout")
 
     log, store = FakeLog(encoded(message(at=NOW))), Troubled(trouble)
     async with worker(log, store, Letters()) as (health, _):
-        await log.given_up.wait()
+        await log.revoked.wait()
         assert health.outages == {}
 
-    assert [list(outages) for outages in told] == [[], *[["events[0], writing"]] * 3]
+    assert [list(outages) for outages in reasons] == [[], *[["events[0], writing"]] * 3]

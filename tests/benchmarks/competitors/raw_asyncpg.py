@@ -1,4 +1,4 @@
-"""Rival C: per-event transactions with the bare driver, without Kafka and without decoding.
+"""Competitor C: per-event transactions with the bare driver, without Kafka and without decoding.
 
 `tasks` of them run at once, each on a connection of its own and with its own conversations, so that order holds.
 """
@@ -16,9 +16,9 @@ from pydantic import Field
 
 from consumer.lifecycle.model import Conversation, Decision, Event, Tick
 from consumer.lifecycle.rules import apply, reaches_back
-from tests.benchmarks.rivals.course import Course, Run, take_part
-from tests.benchmarks.rivals.opening import open_conversations
-from tests.benchmarks.rivals.rows import (
+from tests.benchmarks.competitors.course import Course, Run, take_part
+from tests.benchmarks.competitors.opening import open_conversations
+from tests.benchmarks.competitors.rows import (
     HISTORY_COLUMNS,
     OUTBOX_COLUMNS,
     POLICY,

@@ -1,4 +1,4 @@
-"""Rival A, what one would build first: aiokafka, the SQLAlchemy ORM with its version column, a commit per event.
+"""Competitor A, what one would build first: aiokafka, the SQLAlchemy ORM with its version column, a commit per event.
 
 It decides as we do, with our `apply`; only how the data travel is its own. It keeps no offsets in the database: the
 client commits them to Kafka now and then, as it does by default, which is the cheapest.
@@ -24,9 +24,9 @@ from consumer.lifecycle.model import Conversation, Decision, Event, HistoryRow, 
 from consumer.lifecycle.rules import apply, reaches_back
 from consumer.postgres import tables
 from schemas import Invalid, decode
-from tests.benchmarks.rivals.course import LogCourse, Run, Stopwatch, take_part
-from tests.benchmarks.rivals.opening import open_conversations
-from tests.benchmarks.rivals.rows import (
+from tests.benchmarks.competitors.course import LogCourse, Run, Stopwatch, take_part
+from tests.benchmarks.competitors.opening import open_conversations
+from tests.benchmarks.competitors.rows import (
     HISTORY_COLUMNS,
     OUTBOX_COLUMNS,
     POLICY,

@@ -1,4 +1,4 @@
-"""Rival D, the ceiling: what PostgreSQL can do at all with the same rows, all of them prepared beforehand.
+"""Competitor D, the ceiling: what PostgreSQL can do at all with the same rows, all of them prepared beforehand.
 
 Per batch one transaction, on a connection like ours: the conversations by one versioned UPDATE, their history by COPY.
 No offsets, no outbox, no archive. `way` is how the UPDATE gets its rows.
@@ -20,9 +20,16 @@ from consumer.lifecycle.model import Change, Conversation, Event
 from consumer.lifecycle.rules import fold
 from consumer.postgres.client import connected
 from consumer.settings import DatabaseSettings
-from tests.benchmarks.rivals.course import Course, Run, take_part
-from tests.benchmarks.rivals.opening import open_conversations
-from tests.benchmarks.rivals.rows import HISTORY_COLUMNS, POLICY, SESSION_COLUMNS, dealt, history_values, session_values
+from tests.benchmarks.competitors.course import Course, Run, take_part
+from tests.benchmarks.competitors.opening import open_conversations
+from tests.benchmarks.competitors.rows import (
+    HISTORY_COLUMNS,
+    POLICY,
+    SESSION_COLUMNS,
+    dealt,
+    history_values,
+    session_values,
+)
 
 
 class CeilingCourse(Course):

@@ -1,4 +1,4 @@
-"""Rival B: the same work as rival A's per event, but in a FastStream application instead of a loop of one's own."""
+"""Competitor B: the same work per event as A does, but in a FastStream application instead of a loop of its own."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,8 +12,8 @@ from consumer.decoding import to_event
 from consumer.lifecycle.model import Event
 from schemas import IncomingEvent, Invalid, Reason
 from schemas.cloudevents import check_time
-from tests.benchmarks.rivals.course import LogCourse, Run, Stopwatch, take_part
-from tests.benchmarks.rivals.orm import Sessions, handle, opened_sessions, prepare
+from tests.benchmarks.competitors.course import LogCourse, Run, Stopwatch, take_part
+from tests.benchmarks.competitors.orm import Sessions, handle, opened_sessions, prepare
 
 Incoming = Annotated[IncomingEvent, Field(discriminator="type")]
 

@@ -1,4 +1,4 @@
-"""What a rival is told, and what it answers: JSON on the command line, one line of JSON on stdout."""
+"""What a competitor is data, and what it answers: JSON on the command line, one line of JSON on stdout."""
 
 import asyncio
 import sys
@@ -97,7 +97,7 @@ C = TypeVar("C", bound=Course)
 
 
 def take_part(course: type[C], race: Callable[[C], Coroutine[None, None, Run]]) -> None:
-    """The whole of a rival's process. The garbage collector is set as in our replicas."""
+    """The whole of a competitor's process. The garbage collector is set as in our replicas."""
     collect_garbage_seldom()
     run = asyncio.run(race(course.model_validate_json(sys.argv[1])))
     sys.stdout.write(f"{run.model_dump_json()}\n")

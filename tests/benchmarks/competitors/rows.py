@@ -1,4 +1,4 @@
-"""The rows that rivals read and write: the same columns, in the order of the tables, from the same decisions."""
+"""The rows that competitors read and write: the same columns, in the order of the tables, from the same decisions."""
 
 from collections.abc import Iterable
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""The conversations that rivals find in the database: opened by the workload's first events, written by COPY."""
+"""The conversations that competitors find in the database: opened by the workload's first events, written by COPY."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import asyncpg
 
 from consumer.lifecycle.model import Change, Conversation
 from consumer.lifecycle.rules import fold
-from tests.benchmarks.rivals.course import Course
-from tests.benchmarks.rivals.rows import HISTORY_COLUMNS, POLICY, SESSION_COLUMNS, history_values, session_values
+from tests.benchmarks.competitors.course import Course
+from tests.benchmarks.competitors.rows import HISTORY_COLUMNS, POLICY, SESSION_COLUMNS, history_values, session_values
 
 
 def opened(course: Course) -> dict[str, Change]:
