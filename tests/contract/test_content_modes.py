@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -171,12 +172,8 @@ def test_whatever_a_record_holds_it_is_an_event_or_has_a_reason_why_not(
     headers = [(name, content) for name, content in (HEADERS | changes).items()]
 
     for one_key, one_value in ((key, value), (KEY, value), (key, MESSAGE), (KEY, MESSAGE)):
-        try:
-            event = decode(one_key, one_value, headers, now=NOW)
-        except Invalid as invalid:
-            assert isinstance(invalid.reason, Reason)
-        else:
-            assert event.subject.encode() == one_key
+        with suppress(Invalid):
+            assert decode(one_key, one_value, headers, now=NOW).subject.encode() == one_key
 
 
 @pytest.mark.parametrize("content_type", [b"application/json; charset=utf-8", b"application/problem+json", b"", None])
