@@ -155,7 +155,8 @@ def _explained(error: Exception, settings: KafkaSettings) -> str:
         case IllegalSaslStateError():
             why, look = "the port does not authenticate by SASL", f"check {protocol}"
         case _:
-            why, look = f"the connection is closed ({error!r})", f"the port may want TLS or SASL, check {protocol}"
+            port = "speak no TLS" if settings.security_protocol.endswith("SSL") else "want TLS or SASL"
+            why, look = f"the connection is closed ({error!r})", f"the port may {port}, check {protocol}"
     return f"{why}: {look}"
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 import structlog
 from aiokafka import ConsumerRecord
 from aiokafka.partitioner import murmur2
-from msgspec import MsgspecError, Struct
+from msgspec import Struct
 from msgspec.json import Decoder
 
 from consumer.observability.metrics import Metrics
@@ -85,5 +85,5 @@ def _source(record: "ConsumerRecord[bytes, bytes]") -> str:
             return (content or b"").decode(errors="replace")[:200]
     try:
         return _decoded(record.value or b"").source[:200]
-    except (MsgspecError, RecursionError):
+    except (ValueError, RecursionError):  # not JSON, not of this shape, or not UTF-8
         return ""

@@ -16,7 +16,7 @@ from aiokafka.errors import (
     UnsupportedCodecError,
 )
 
-from consumer.errors import StalledError
+from consumer.errors import ConsumerError, StalledError
 from consumer.kafka.admin import admin
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, milliseconds, start
 from consumer.kafka.partition import AssignedPartition
@@ -78,7 +78,11 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             max_poll_interval_ms=2**31 - 1,
         )
         self._client.subscribe(topics=list(self._settings.topics), listener=self)
-        await start(self._client, self._settings)
+        try:
+            await start(self._client, self._settings)
+        except ConsumerError:
+            await self._leave()
+            raise
         work = (self._poll, self._commit_regularly, self._watch_log_ends)
         poll, *helpers = [asyncio.create_task(self._watched(task())) for task in work]
         await self._stopping.wait()
@@ -182,7 +186,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _leave(self) -> None:
         self._health.draining = True
         await self._release(self._worker.drain_seconds)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, KafkaError):  # the error of a group never joined comes again here
             await asyncio.wait_for(self._client.stop(), STOP_SECONDS)
 
     async def _commit_regularly(self) -> None:

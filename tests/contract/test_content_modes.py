@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,26 @@ def test_what_is_wrong_in_binary_mode_is_said_in_words_of_the_contract(
 @pytest.mark.parametrize("name", ["ce_traceparent", "ce_data", "traceparent"])
 def test_other_headers_are_ignored_whatever_they_hold(name: str) -> None:
     assert binary(**{name: b"\xff"}) == binary()
+
+
+hostile = st.one_of(
+    st.none(),
+    st.binary(max_size=40),
+    st.sampled_from(
+        [b'{"author":"\xff"}', b'{"author":"\\ud800"}', b'{"a":' * 9999, b"[" * 30_000, b"9" * 6000, b"NaN"]
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*HEADERS, "CE_ID", "ce_", "ce_data", "x"]), hostile), hostile, hostile)
+def test_whatever_a_record_holds_it_is_an_event_or_has_a_reason_why_not(
+    changes: dict[str, bytes | None], key: bytes | None, value: bytes | None
+) -> None:
+    headers = [(name, content) for name, content in (HEADERS | changes).items()]
+
+    for one_key, one_value in ((key, value), (KEY, value), (key, MESSAGE), (KEY, MESSAGE)):
+        with suppress(Invalid):
+            assert decode(one_key, one_value, headers, now=NOW).subject.encode() == one_key
 
 
 @pytest.mark.parametrize("content_type", [b"application/json; charset=utf-8", b"application/problem+json", b"", None])

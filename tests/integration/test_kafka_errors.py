@@ -1,6 +1,8 @@
 """What a wrong setting of the connection to Kafka looks like: each error names the variable to look at."""
 
+import gc
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -164,7 +166,8 @@ async def test_plaintext_to_a_port_for_sasl(secured: Secured) -> None:
 async def test_tls_to_a_port_for_plaintext(secured: Secured) -> None:
     said = await refusal(secured.settings(secured.ports.plain, security_protocol="SSL"))
 
-    assert "CONSUMER_KAFKA__SECURITY_PROTOCOL (SSL)" in said
+    assert "the port may speak" in said
+    assert "check CONSUMER_KAFKA__SECURITY_PROTOCOL (SSL)" in said
 
 
 async def test_sasl_to_a_port_without_it(secured: Secured) -> None:
@@ -181,13 +184,23 @@ def test_a_file_without_a_certificate(tmp_path: Path) -> None:
         connection_arguments(settings)
 
 
+@pytest.fixture
+def nothing_left_open() -> Iterator[None]:
+    """Clients and connections that a test has not closed say so when they are collected."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        yield
+        gc.collect()
+    assert [str(warning.message) for warning in caught if "AIOKafka" in str(warning.message)] == []
+
+
 async def run(settings: KafkaSettings) -> None:
     async def nothing(_: object) -> None: ...
 
     await KafkaSource(settings, WorkerSettings(), Metrics(settings.topics), Health(), nothing).run()
 
 
-@pytest.mark.usefixtures("topics")
+@pytest.mark.usefixtures("nothing_left_open", "topics")
 async def test_a_session_timeout_outside_the_bounds_of_the_brokers_is_a_setting_to_mend(secured: Secured) -> None:
     settings = secured.settings(secured.ports.plain, session_timeout_seconds=3)
 
@@ -198,7 +211,7 @@ async def test_a_session_timeout_outside_the_bounds_of_the_brokers_is_a_setting_
     assert "group.max.session.timeout.ms" in str(caught.value)
 
 
-@pytest.mark.usefixtures("topics")
+@pytest.mark.usefixtures("nothing_left_open", "topics")
 async def test_a_user_without_access_to_the_group_or_the_topics(secured: Secured) -> None:
     settings = secured.settings(secured.ports.sasl, **sasl_of("alice", "secret"))
 

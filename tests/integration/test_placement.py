@@ -1,8 +1,10 @@
 """Records of producers with another partitioner: counted, told once, found by `doctor`."""
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaProducer, ConsumerRecord
@@ -78,6 +80,25 @@ def test_warnings_are_bounded_where_sources_are_not() -> None:
     assert (len(sources), counted) == (MAX_WARNINGS, MAX_WARNINGS + 50)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"null",
+        b"\xff",
+        b'{"source":"\xff"}',
+        b'{"source":"\xed\xa0\x80"}',
+        b'{"source":"\\ud800"}',
+        b'{"x":' * 9999,
+    ],
+)
+def test_a_misplaced_record_whose_source_cannot_be_read_is_counted_and_ends_nothing(value: bytes | None) -> None:
+    elsewhere = (home_of(KEY, PARTITIONS) + 1) % PARTITIONS
+
+    assert warned([replace(record("a"), value=value)], elsewhere) == ([""], 1)
+
+
 async def test_the_share_of_misplaced_records_is_read_off_the_end_of_the_log(kafka: KafkaSettings) -> None:
     topic, other = kafka.topics
     elsewhere = (home_of(KEY, PARTITIONS) + 1) % PARTITIONS
@@ -89,7 +110,8 @@ async def test_the_share_of_misplaced_records_is_read_off_the_end_of_the_log(kaf
         await producer.send_and_wait(topic, b"right", None, partition=elsewhere)
         await producer.send_and_wait(topic, b"wrong", KEY, partition=elsewhere)
 
-    shares = await misplaced_share(kafka, sample=5)
+    async with asyncio.timeout(10):  # where partitions are read one by one, each waits for the fetch before it
+        shares = await misplaced_share(kafka, sample=5)
 
     assert shares == {topic: (4, 10), other: (0, 0)}
 
