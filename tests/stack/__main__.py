@@ -24,7 +24,9 @@ They run, with their data, until Ctrl-C.
 
 def main() -> int:
     """The exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell starts background processes with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         say("starting Kafka and PostgreSQL")
         with services() as found:
