@@ -1,9 +1,15 @@
 """Records of the log, and dead letters."""
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from schemas import Reason
+
+TRACE_HEADERS = {
+    "traceparent": re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"),
+    "tracestate": re.compile(rb"[\x20-\x7e]{1,512}"),
+}
 
 
 class Record(NamedTuple):
@@ -17,11 +23,26 @@ class Record(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
 
+    def trace_context(self) -> dict[str, str]:
+        """`traceparent` and `tracestate` of its headers, also of those of CloudEvents in binary mode; empty without.
+
+        Source: W3C Trace Context; CloudEvents' extension for distributed tracing.
+        """
+        named = {header.lower().removeprefix("ce_"): content or b"" for header, content in self.headers}
+        context = {
+            name: named[name].decode() for name, form in TRACE_HEADERS.items() if form.fullmatch(named.get(name, b""))
+        }
+        return context if "traceparent" in context else {}
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that cannot be applied, and why. `error` never quotes the body."""
+    """A record that cannot be applied, and why. `error` never quotes the body.
+
+    `event_id` is null where no event could be decoded.
+    """
 
     record: Record
     reason: Reason
     error: str
+    event_id: str | None = None

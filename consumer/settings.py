@@ -196,6 +196,12 @@ class LogSettings(_Group):
     format: Literal["auto", "json", "console"] = Field("auto", description="`auto`: console on a terminal, else JSON.")
 
 
+class TracingSettings(_Group):
+    enabled: bool = Field(
+        False, description="A span for each batch, by OpenTelemetry; the exporter is set by `OTEL_*` variables."
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -212,6 +218,7 @@ class Settings(BaseSettings):
     prune: PruneSettings = PruneSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @classmethod
     def settings_customise_sources(

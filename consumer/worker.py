@@ -1,17 +1,20 @@
 """One partition's life: batches, outage pause, drain, offset guard. Knows offsets, neither SQL nor aiokafka."""
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import Protocol
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from consumer.decoding import decode_all
 from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, TooSlowError, UnavailableError
 from consumer.lifecycle.model import Event
 from consumer.observability.health import Health
 from consumer.observability.metrics import INVALID, Metrics
+from consumer.observability.tracing import BatchFacts, NoTracing, Tracing
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.records import DeadLetter, Record
 from consumer.retry import Backoff, retrying
@@ -28,6 +31,7 @@ IDLE_SECONDS = 5.0
 """How often an idle partition compares the stored offset with its own: a rewind of the database brings no records."""
 RECHECK_SECONDS = 10.0
 """How often a stopped partition reads its stored offset: an operator may have set it."""
+MAX_ID = 200
 LOCKED_SECONDS = 5.0
 """How long somebody may hold a row before the log names them."""
 
@@ -94,6 +98,7 @@ class PartitionWorker:
         settings: WorkerSettings,
         metrics: Metrics,
         health: Health,
+        tracing: Tracing | None = None,
         rng: Random | None = None,
     ) -> None:
         self._source = source
@@ -103,6 +108,7 @@ class PartitionWorker:
         self._settings = settings
         self._metrics = metrics
         self._health = health
+        self._tracing = tracing or NoTracing()
         self._rng = rng or Random()
         self._backoff = Backoff(0.1, settings.outage_backoff_max_seconds, self._rng)
         self._next_offset = self._mark = 0
@@ -115,16 +121,18 @@ class PartitionWorker:
 
     async def run(self) -> None:
         """Applies the partition until it is given up. An unexpected error is a bug and ends the process."""
-        try:
-            await self._start()
-            while not self._source.is_revoked():
-                await self._step()
-        except DrainingError:
-            log.info("gave the partition up between transactions", partition=self._name)
-        finally:
-            for name in (self._name, self._writing):
-                self._health.outages.pop(name, None)
-            self._health.stopped.pop(self._name, None)
+        place = self._source.partition
+        with bound_contextvars(topic=place.topic, partition=place.number):
+            try:
+                await self._start()
+                while not self._source.is_revoked():
+                    await self._step()
+            except DrainingError:
+                log.info("gave the partition up between transactions")
+            finally:
+                for name in (self._name, self._writing):
+                    self._health.outages.pop(name, None)
+                self._health.stopped.pop(self._name, None)
 
     async def _start(self) -> None:
         """Seeks to the stored offset; while it does not fit the log, waits for an operator to set it."""
@@ -151,16 +159,14 @@ class PartitionWorker:
     async def _stop(self, error: PartitionStoppedError) -> None:
         """Stops the partition for a while; the replica is not ready."""
         if self._health.stopped.get(self._name) != str(error):
-            log.error("partition stopped", partition=self._name, error=str(error))
+            log.error("partition stopped", error=str(error))
         self._health.stopped[self._name] = str(error)
         await self._sleep(RECHECK_SECONDS)
 
     async def _check_for_rewind(self) -> None:
         stored = await self._store.stored_offset(self._source.partition)
         if stored is None or (stored.next_offset, stored.mark) != (self._next_offset, self._mark):
-            log.warning(
-                "the stored offset has changed: somebody set it, or the database lost commits", partition=self._name
-            )
+            log.warning("the stored offset has changed: somebody set it, or the database lost commits")
             await self._seek_to_stored_offset()
 
     async def _seek_to_stored_offset(self) -> None:
@@ -184,11 +190,21 @@ class PartitionWorker:
         self._next_offset, self._mark = stored.next_offset, stored.mark
         self._cache.clear()
         self._source.seek(stored.next_offset)
-        log.info("partition started", partition=self._name, next_offset=stored.next_offset)
+        log.info("partition started", next_offset=stored.next_offset)
 
     async def _process(self, records: Sequence[Record]) -> None:
+        place = self._source.partition
+        facts = BatchFacts(place.group, place.topic, place.number, records[0].offset, len(records))
+        with (
+            self._tracing.batch(facts, lambda: [context for record in records if (context := record.trace_context())]),
+            bound_contextvars(**_named(trace_id=self._tracing.trace_id())),
+        ):
+            await self._apply_records(records)
+
+    async def _apply_records(self, records: Sequence[Record]) -> None:
         """Decode, dead letters, effects and offset, advisory commit: in this order, so that nothing is skipped."""
         self._metrics.batch_events.observe(len(records))
+        started = time.monotonic()
         good, bad = decode_all(records, self._settings.max_record_bytes)
         await self._dead_letter(bad)
         progress = Progress(self._source.partition, self._next_offset, records[-1].offset + 1, self._mark)
@@ -196,7 +212,7 @@ class PartitionWorker:
             with self._metrics.inflight(len(good)):
                 self._mark = await self._apply(good, progress)
         except StaleOwnerError as error:
-            log.warning("another owner or a rewind moved the offset", partition=self._name, error=str(error))
+            log.warning("another owner or a rewind moved the offset", error=str(error))
             await self._start()
         except TooSlowError as error:
             await self._reduce_batches(len(records), error)
@@ -205,13 +221,20 @@ class PartitionWorker:
             self._batch_limit = min(2 * self._batch_limit, self._settings.max_batch)
             self._next_offset = progress.end
             self._source.applied(progress.end)
+            log.debug(
+                "batch applied",
+                first_offset=records[0].offset,
+                next_offset=progress.end,
+                events=len(good),
+                dead_letters=len(bad),
+                seconds=round(time.monotonic() - started, 6),
+            )
 
     async def _reduce_batches(self, records: int, error: TooSlowError) -> None:
         """A database that cannot write so much in time may be able to write half of it."""
         self._batch_limit = max(1, records // 2)
         log.warning(
             "the database is too slow: smaller batches",
-            partition=self._name,
             records=self._batch_limit,
             error=str(error),
         )
@@ -223,12 +246,16 @@ class PartitionWorker:
         """Writes the events with their offset; the fencing token that the last transaction left."""
 
         async def dead_letter(refused: Sequence[int]) -> None:
+            of_refused = [good[i] for i in refused]
             await self._dead_letter(
-                [DeadLetter(good[i][0], Reason.REFUSED, "PostgreSQL refused a value") for i in refused]
+                [
+                    DeadLetter(record, Reason.REFUSED, "PostgreSQL refused a value", event.event_id)
+                    for record, event in of_refused
+                ]
             )
 
         async def back_off(seconds: float) -> None:
-            await self._report_locked_rows(batch)
+            await self._report_locked_rows(batch, good)
             await self._sleep(seconds)
 
         batch = Batch(
@@ -255,22 +282,21 @@ class PartitionWorker:
             self._health.last_dead_letters.appendleft(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {letter.reason}")
             log.warning(
                 "dead letter",
-                partition=self._name,
-                offset=letter.record.offset,
                 reason=letter.reason.value,
                 error=letter.error,
+                **_identity(letter.record, letter.event_id),
             )
 
-    async def _report_locked_rows(self, batch: Batch) -> None:
+    async def _report_locked_rows(self, batch: Batch, good: Sequence[tuple[Record, Event]]) -> None:
         """Names whoever holds a row for long, once for each conversation and batch."""
         locked = batch.locked_longer_than(LOCKED_SECONDS)
         for conversation_id in locked.keys() - self._locked.keys():
             holder = await self._store.lock_holder(conversation_id)
+            record, event = next(pair for pair in good if pair[1].conversation_id == conversation_id)
             log.warning(
                 "a row is held by another transaction: its partition waits",
-                partition=self._name,
-                conversation_id=conversation_id,
                 held_by=str(holder) if holder else "nobody any more",
+                **_identity(record, event.event_id),
             )
             if holder:
                 self._health.blocked[self._name] = f"waits for a row that {holder} holds"
@@ -292,14 +318,26 @@ class PartitionWorker:
             with attempt:
                 await action()
         if self._health.outages.pop(self._name, None):
-            log.info("outage over", partition=self._name)
+            log.info("outage over")
 
     def _note_outage(self, error: BaseException, _: float) -> None:
         if self._name not in self._health.outages:
-            log.warning("outage: partition paused", partition=self._name, error=str(error))
+            log.warning("outage: partition paused", error=str(error))
         self._health.outages[self._name] = str(error)
         self._source.pause()
 
     async def _sleep(self, seconds: float) -> None:
         if await self._source.revoked_within(seconds):
             raise DrainingError(self._name)
+
+
+def _identity(record: Record, event_id: str | None) -> dict[str, object]:
+    """What a log line says of the event that it is about, beside topic and partition; never anything of its body."""
+    conversation_id = record.key.decode(errors="replace")[:MAX_ID] if record.key is not None else None
+    trace_id = record.trace_context().get("traceparent", "")[3:35] or None
+    return {"offset": record.offset} | _named(conversation_id=conversation_id, event_id=event_id, trace_id=trace_id)
+
+
+def _named(**values: object) -> dict[str, object]:
+    """Those that are known."""
+    return {name: value for name, value in values.items() if value is not None}

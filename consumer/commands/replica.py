@@ -18,6 +18,7 @@ from consumer.kafka.source import KafkaSource
 from consumer.observability.health import Health
 from consumer.observability.http import serve
 from consumer.observability.metrics import Metrics, Part
+from consumer.observability.tracing import tracing
 from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService, RetryPolicy
@@ -31,7 +32,8 @@ log = structlog.get_logger(__name__)
 
 async def consume(settings: Settings, store_class: type[PostgresStore] = PostgresStore) -> None:
     """One replica, from its checks to its last commit."""
-    metrics, health = Metrics(settings.kafka.topics, parts=Part.REPLICA), Health()
+    traces = tracing(settings.tracing, version("conversation-consumer"))
+    metrics, health = Metrics(settings.kafka.topics, parts=Part.REPLICA, trace_id=traces.trace_id), Health()
     metrics.build_info.labels(version("conversation-consumer")).set(1)
     max_record_bytes = await check_topics(settings.kafka)
     async with (
@@ -39,17 +41,18 @@ async def consume(settings: Settings, store_class: type[PostgresStore] = Postgre
         KafkaProducer.open(settings.kafka, max_record_bytes) as dead_letters,
     ):
         await check_schema(store)
-        service = ConversationService(
-            store,
-            policy=settings.policy.policy,
-            retry=RetryPolicy(**settings.retry.model_dump()),
-            metrics=metrics,
-            writers=settings.database.writers,
-        )
+        service = service_of(settings, store, metrics)
 
         def run_worker(partition: AssignedPartition) -> Awaitable[None]:
             return PartitionWorker(
-                partition, service, store, dead_letters, settings=settings.worker, metrics=metrics, health=health
+                partition,
+                service,
+                store,
+                dead_letters,
+                settings=settings.worker,
+                metrics=metrics,
+                health=health,
+                tracing=traces,
             ).run()
 
         source = KafkaSource(settings.kafka, settings.worker, metrics, health, run_worker)
@@ -63,6 +66,16 @@ async def consume(settings: Settings, store_class: type[PostgresStore] = Postgre
             finally:
                 watch.cancel()
     log.info("stopped")
+
+
+def service_of(settings: Settings, store: PostgresStore, metrics: Metrics) -> ConversationService:
+    return ConversationService(
+        store,
+        policy=settings.policy.policy,
+        retry=RetryPolicy(**settings.retry.model_dump()),
+        metrics=metrics,
+        writers=settings.database.writers,
+    )
 
 
 async def tick(settings: Settings) -> None:

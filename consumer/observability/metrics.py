@@ -3,9 +3,10 @@
 Conflict rate and mean retries are divisions made by Prometheus; the README has both lines.
 """
 
+import time
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.samples import Sample as PrometheusSample
 
 from consumer.lifecycle.model import Change, Kind, Outcome
@@ -56,9 +58,12 @@ class BulkHistogram(Histogram):
             self._buckets[bucket].inc(times)
         self._sum.inc(sum(amounts) if min(amounts, default=0.0) >= 0 else sum(max(0.0, amount) for amount in amounts))
 
-    def observe_times(self, amount: float, times: int) -> None:
-        self._buckets[bisect_left(self._upper_bounds, amount)].inc(times)
+    def observe_times(self, amount: float, times: int, exemplar: Mapping[str, str] | None = None) -> None:
+        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
+        bucket.inc(times)
         self._sum.inc(amount * times)
+        if exemplar:
+            bucket.set_exemplar(Exemplar(dict(exemplar), amount, time.time()))
 
 
 class Metrics:
@@ -69,9 +74,14 @@ class Metrics:
         topics: Collection[str] = (),
         registry: CollectorRegistry | None = None,
         parts: Part = Part.LIBRARY | Part.CONSUMER | Part.TICKER,
+        trace_id: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`registry`: to export them with others, such as `prometheus_client.REGISTRY`; default one of its own."""
+        """`registry`: to export them with others, such as `prometheus_client.REGISTRY`; default one of its own.
+
+        `trace_id`: the trace of now; it becomes the exemplar of processing times.
+        """
         self.registry = registry or CollectorRegistry()
+        self._trace_id = trace_id
         self._traffic(topics, self._of(Part.WRITES in parts))
         self._conflicts(self._of(Part.WRITES in parts))
         self._runtime(self._of(Part.CONSUMER in parts))
@@ -244,9 +254,10 @@ class Metrics:
         the time it took."""
         events = [event for change in changes for event in change.events]
         outcomes = [outcome for change in changes for outcome in change.outcomes]
+        exemplar = {"trace_id": trace_id} if (trace_id := self._trace_id()) else None
         for (kind, outcome), times in Tally(zip([event.kind for event in events], outcomes, strict=True)).items():
             self.events.labels(topic, kind, outcome).inc(times)
-            self.event_processing.labels(kind).observe_times(seconds, times)
+            self.event_processing.labels(kind).observe_times(seconds, times, exemplar)
             if outcome.has_effect:
                 self.write_attempts.labels(kind, "committed").inc(times)
                 self.operation_retries.labels(kind).observe_times(losses, times)
