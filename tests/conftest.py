@@ -14,6 +14,7 @@ from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
 from tests.stack.broker import is_apache_kafka
 from tests.stack.database import execute, new_database
+from tests.stack.programs import missing
 from tests.stack.services import Services, services
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=200, derandomize=bool(os.environ.get("CI")))
@@ -29,6 +30,13 @@ def stack(pytestconfig: pytest.Config) -> Iterator[Services]:
             pytest.exit(f"REQUIRE_KAFKA=1, but {found.kafka} is not Apache Kafka", returncode=1)
         pytestconfig.stash[used_services] = found.origin
         yield found
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test without the program that it needs fails where it must run, and is named elsewhere."""
+    for marker in item.iter_markers("needs"):
+        if why := missing(*marker.args):
+            (pytest.fail if "CI" in os.environ else pytest.skip)(why)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import shutil
 import urllib.request
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -14,10 +12,10 @@ import pytest
 from consumer.lifecycle.model import Author
 from tests.builders import HOUR, close, message
 from tests.e2e.conftest import PARTITIONS, Group, until
+from tests.stack.programs import find
 from tests.stack.replica import Replica
 
 NOW = datetime.now(UTC)
-CHROMIUM = shutil.which("chromium")
 
 
 class Page(HTMLParser):
@@ -109,15 +107,14 @@ async def started(group: Group) -> bool:
     return len(await group.stored()) == PARTITIONS
 
 
-@pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="Chromium is not installed")
+@pytest.mark.needs("chromium")
 async def test_a_browser_shows_the_page(group: Group, tmp_path: Path) -> None:
-    assert CHROMIUM, "CI must have Chromium: see .ci/run"
     replica = await group.replica()
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     quiet += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
 
     process = await asyncio.create_subprocess_exec(
-        *(CHROMIUM, *quiet, "--dump-dom", f"http://127.0.0.1:{replica.port}/status"),
+        *(str(find("chromium")), *quiet, "--dump-dom", f"http://127.0.0.1:{replica.port}/status"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         cwd=tmp_path,

@@ -1,7 +1,6 @@
 """A database that cannot be used: the error says what the server said, and which setting to look at."""
 
 import asyncio
-import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from consumer.postgres import migrations
 from tests.conftest import opened
 from tests.stack.database import execute
 from tests.stack.postgres_server import USER, PostgresServer
+from tests.stack.programs import find
 from tests.stack.refusing_server import refusing_server
 
 HBA = f"""
@@ -50,8 +50,8 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def self_signed(directory: Path) -> Path:
-    if (openssl := shutil.which("openssl")) is None:
-        pytest.skip("needs the command openssl")
+    openssl = find("openssl")
+    assert openssl
     pem, key = directory / "server.pem", directory / "server.key"
     subject = ["-subj", "/CN=somewhere.example", "-addext", "subjectAltName=DNS:somewhere.example"]
     made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, "-keyout", str(key), "-out", str(pem)]

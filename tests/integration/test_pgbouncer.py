@@ -15,7 +15,7 @@ from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import opened
 from tests.stack.database import new_database
-from tests.stack.pgbouncer import PgBouncer, installed
+from tests.stack.pgbouncer import PgBouncer
 from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
@@ -23,7 +23,7 @@ PLACE = Partition("group", "events", 0)
 PARAMETERS = "statement_timeout,lock_timeout,idle_in_transaction_session_timeout,jit,enable_seqscan"
 IGNORED = f"ignore_startup_parameters = {PARAMETERS},enable_hashjoin,enable_mergejoin"
 
-pytestmark = pytest.mark.skipif(installed() is None, reason="PgBouncer is not installed")
+pytestmark = pytest.mark.needs("pgbouncer")
 
 
 @pytest.fixture(scope="module", params=[("session", ""), ("transaction", ""), ("transaction", IGNORED)])

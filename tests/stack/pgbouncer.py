@@ -1,10 +1,10 @@
 """PgBouncer in front of a PostgreSQL server, where it is installed."""
 
-import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.stack.process import Server, answers, free_port, unprivileged_uid
+from tests.stack.programs import find
 
 CONFIGURATION = """\
 [databases]
@@ -19,16 +19,11 @@ pool_mode = {pool_mode}
 """
 
 
-def installed() -> str | None:
-    """Where the program is; Debian puts it where only root looks."""
-    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-
-
 class PgBouncer:
     """A pooler on a free port of the loopback interface, for any database of a server."""
 
     def __init__(self, server_url: str, pool_mode: str, options: str = "") -> None:
-        program, address = installed(), urlsplit(server_url)
+        program, address = find("pgbouncer"), urlsplit(server_url)
         assert program is not None
         self._server = Server("pgbouncer", unprivileged_uid())
         self.port = free_port()
