@@ -84,12 +84,12 @@ class PostgresStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, remembered: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator["PostgresAttempt"]:
         async with self._transaction("save", progress) as connection:
             if locking is Locking.PESSIMISTIC:
                 await connection.fetch(LOCK, list(events))
-            yield PostgresAttempt(connection, await load(connection, events, remembered), progress, locking)
+            yield PostgresAttempt(connection, await load(connection, events, cached), progress, locking)
 
     async def take_due_timers(self, limit: int) -> list[DueTimer]:
         """See `ticker.Timers`. A timer whose row somebody else locks is left for the next call."""

@@ -1,4 +1,4 @@
-"""What `PartitionWorker` relies on: the simulation's partition log keeps the promises of the one over real Kafka."""
+"""What `PartitionWorker` relies on: every fake log keeps the promises of the one over Kafka."""
 
 import asyncio
 import secrets
@@ -16,10 +16,11 @@ from consumer.kafka.producer import KafkaProducer
 from consumer.kafka.source import KafkaSource
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
-from consumer.offsets import StoredOffset
+from consumer.offsets import Partition, StoredOffset
 from consumer.records import Record
 from consumer.settings import KafkaSettings, WorkerSettings
 from consumer.worker import PartitionLog
+from tests.memory_log import MemoryLog
 from tests.simulation.processes import Replica, SimulatedLog
 from tests.simulation.world import World
 from tests.stack.broker import delete
@@ -52,6 +53,18 @@ class Simulated:
             self._world.append(None, value)
         end = self._world.end(0)
         self._replica.store.offsets[self.log.partition] = StoredOffset("cluster", end)
+
+    async def revoke(self) -> None:
+        self._log.revoke()
+
+
+class InMemory:
+    def __init__(self) -> None:
+        self._log = MemoryLog(Partition("group", "events", 0))
+        self.log: PartitionLog = self._log
+
+    async def publish(self, *values: bytes) -> None:
+        self._log.append((None, value) for value in values)
 
     async def revoke(self) -> None:
         self._log.revoke()
@@ -103,8 +116,10 @@ async def real(stack: Services) -> AsyncIterator[Real]:
     await delete(stack.kafka, name)
 
 
-@pytest.fixture(params=["simulated", "real"])
+@pytest.fixture(params=["memory", "simulated", "real"])
 def subject(request: pytest.FixtureRequest) -> Subject:
+    if request.param == "memory":
+        return InMemory()
     if request.param == "simulated":
         request.getfixturevalue("one_partition")
         return Simulated()

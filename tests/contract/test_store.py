@@ -86,28 +86,26 @@ async def test_an_unknown_conversation_is_absent(store: AnyStore) -> None:
     assert abs(snapshot.now - datetime.now(UTC)) < MINUTE
 
 
-async def test_what_is_remembered_is_read_again_only_where_its_version_has_moved(store: AnyStore) -> None:
+async def test_what_is_cached_is_read_again_only_where_its_version_has_moved(store: AnyStore) -> None:
     await write(store, message(at=NOW - HOUR), message(at=NOW, conversation_id="c-2"))
     asked = by_id(message(), message(conversation_id="c-2"))
     read = (await load(store, *(events[0] for events in asked.values()))).conversations
-    remembered = {
-        key: one._replace(sessions=(one.sessions[0]._replace(user_messages=99),)) for key, one in read.items()
-    }
+    cached = {key: one._replace(sessions=(one.sessions[0]._replace(user_messages=99),)) for key, one in read.items()}
     await write(store, message(at=NOW))
 
-    async with store.attempt(asked, None, Locking.OPTIMISTIC, remembered) as attempt:
-        seen = attempt.snapshot.conversations
+    async with store.attempt(asked, None, Locking.OPTIMISTIC, cached) as attempt:
+        read = attempt.snapshot.conversations
 
-    assert (seen["c-1"].version, seen["c-1"].sessions[0].user_messages) == (2, 2)
-    assert seen["c-2"] is remembered["c-2"]
+    assert (read["c-1"].version, read["c-1"].sessions[0].user_messages) == (2, 2)
+    assert read["c-2"] is cached["c-2"]
 
 
-async def test_what_is_remembered_has_its_ids_and_older_sessions_read(store: AnyStore) -> None:
+async def test_what_is_cached_has_its_ids_and_older_sessions_read(store: AnyStore) -> None:
     first, second = message(at=NOW - 2 * HOUR), message(at=NOW)
     await write(store, first, close(at=NOW - HOUR), second)
-    remembered = (await load(store, second)).conversations
+    cached = (await load(store, second)).conversations
 
-    async with store.attempt(by_id(first), None, Locking.OPTIMISTIC, remembered) as attempt:
+    async with store.attempt(by_id(first), None, Locking.OPTIMISTIC, cached) as attempt:
         snapshot = attempt.snapshot
 
     assert snapshot.known["c-1"] == {(first.source, first.event_id)}

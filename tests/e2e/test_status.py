@@ -95,11 +95,11 @@ async def test_a_replica_that_is_not_ready_says_why(group: Group) -> None:
 
     replica = await group.unready_replica()
 
-    async def told() -> bool:
+    async def says_why() -> bool:
         status, body = await replica.get("/status")
         return status == 200 and "is outside the log" in body
 
-    await until(told, "the status says why")
+    await until(says_why, "the status says why")
     assert "offsets set" in (await page(replica)).readiness
 
 

@@ -1,4 +1,4 @@
-"""Connections that are lost: what the caller is told, and what is left of them at the server."""
+"""Connections that are lost: the error of the caller, and what is left of them at the server."""
 
 import asyncio
 import gc

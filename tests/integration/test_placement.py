@@ -1,4 +1,4 @@
-"""Records of producers with another partitioner: counted, told once, found by `doctor`."""
+"""Records of producers with another partitioner: counted, warned of once, found by `doctor`."""
 
 import asyncio
 import json

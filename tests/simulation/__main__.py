@@ -109,8 +109,8 @@ def reached() -> Counter[str]:
     counts = Counter[str]()
     for sample in samples(METRICS.registry):
         if sample.name.endswith("_total"):
-            told = "/".join(sample.labels[name] for name in ("outcome", "result", "reason") if name in sample.labels)
-            counts[f"{sample.name.removeprefix('conversation_').removesuffix('_total')} {told}".strip()] += int(
+            labels = "/".join(sample.labels[name] for name in ("outcome", "result", "reason") if name in sample.labels)
+            counts[f"{sample.name.removeprefix('conversation_').removesuffix('_total')} {labels}".strip()] += int(
                 sample.value
             )
     return counts
@@ -155,8 +155,8 @@ def hunt() -> int:
                 break
             seen += part.schedules
         surviving += found is None
-        told = f"found by schedule {found[0]}: {found[1]}" if found else f"[red]SURVIVES {seen} schedules"
-        console.print(f"{bug}: {told}")
+        verdict = f"found by schedule {found[0]}: {found[1]}" if found else f"[red]SURVIVES {seen} schedules"
+        console.print(f"{bug}: {verdict}")
     console.print(f"{len(BUGS) - surviving} of {len(BUGS)} planted bugs found")
     return 1 if surviving else 0
 

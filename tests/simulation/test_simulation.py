@@ -35,12 +35,12 @@ def test_a_planted_bug_is_found_and_its_story_told() -> None:
     bug = "no version in the WHERE"
 
     seed, invariant, _ = play((range(25), bug)).broken[0]
-    told = simulation("--replay", str(seed), "--bug", bug)
+    replayed = simulation("--replay", str(seed), "--bug", bug)
 
     assert invariant == "versions 1..V without gap or repeat"
-    assert told.returncode == 1
-    assert f"BROKEN {invariant}: c-" in told.stdout
-    assert "v1 session 1: " in told.stdout
+    assert replayed.returncode == 1
+    assert f"BROKEN {invariant}: c-" in replayed.stdout
+    assert "v1 session 1: " in replayed.stdout
     assert simulation("--replay", str(seed)).returncode == 0
 
 

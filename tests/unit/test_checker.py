@@ -24,11 +24,11 @@ NOW = T0 + 50 * HOUR
 def test_a_violation_is_told_as_the_conversations_story() -> None:
     change = fold(Conversation("c-1"), [message(at=T0), close(Status.AGENT_CLOSED, T0 + HOUR)], (), POLICY, NOW)
 
-    told = story([(row, NOW) for row in change.rows])
+    lines = story([(row, NOW) for row in change.rows])
 
-    assert len(told) == 2
-    assert "v1 session 1: inbound-message user by user at 12:00:00" in told[0]
-    assert "applied: pending -> agent_closed" in told[1]
+    assert len(lines) == 2
+    assert "v1 session 1: inbound-message user by user at 12:00:00" in lines[0]
+    assert "applied: pending -> agent_closed" in lines[1]
 
 
 def test_a_verdict_holds_without_violations_only() -> None:

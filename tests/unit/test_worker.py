@@ -20,6 +20,7 @@ from consumer.settings import WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.builders import HOUR, message
 from tests.fakes import MemoryStore
+from tests.memory_log import MemoryLog
 from tests.simulation.loop import VirtualLoop
 
 NOW = datetime.now(UTC)
@@ -27,64 +28,42 @@ PLACE = Partition("group", "events", 0)
 SETTINGS = WorkerSettings(outage_backoff_max_seconds=0.01)
 
 
-class FakeLog:
-    """A partition of a log in a list; waits take no time."""
+class FakeLog(MemoryLog):
+    """A partition of a log in a list, given up once everything is applied; waits take no time."""
 
     def __init__(self, values: Sequence[bytes], first: int = 0) -> None:
-        self.partition = PLACE
-        self.records = [
-            Record("events", 0, offset, 0, json.loads(value)["subject"].encode() if value[:1] == b"{" else b"?", value)
-            for offset, value in enumerate(values, start=first)
-        ]
-        self.first, self.end = first, first + len(values)
-        self.position = first
+        super().__init__(PLACE, first)
+        self.append((json.loads(value)["subject"].encode() if value[:1] == b"{" else b"?", value) for value in values)
         self.taken: list[int] = []
         self.applied_to: list[int] = []
         self.unreadable: int | None = None
-        self.revoked = asyncio.Event()
         self.waits = 0
-        self.news: Callable[[], None] | None = None
+        self.on_idle: Callable[[], None] | None = None
         self.on_wait: Callable[[], None] = lambda: None
-
-    async def cluster_id(self) -> str:
-        return "cluster"
-
-    async def bounds(self) -> tuple[int, int]:
-        return self.first, self.end
-
-    def seek(self, offset: int) -> None:
-        self.position = offset
 
     async def take(self, limit: int, seconds: float) -> Sequence[Record]:
         if self.position == self.unreadable:
             raise PartitionStoppedError("cannot be read")
-        taken = [record for record in self.records if self.position <= record.offset][:limit]
-        if not taken:
-            if self.news is None:
-                await self.revoked.wait()
-            else:
-                self.news()
-            return ()
-        self.position = taken[-1].offset + 1
-        self.taken.append(len(taken))
+        taken = await super().take(limit, seconds)
+        self.taken += [len(taken)] if taken else []
         return taken
 
-    def is_revoked(self) -> bool:
-        return self.revoked.is_set()
+    async def _wait(self, seconds: float) -> None:
+        if self.on_idle is None:
+            await self.revoked.wait()
+        else:
+            self.on_idle()
 
     def applied(self, next_offset: int) -> None:
         self.applied_to.append(next_offset)
-        if next_offset == self.end and self.news is None:
-            self.revoked.set()
-
-    def pause(self) -> None:
-        pass
+        if next_offset == self.end and self.on_idle is None:
+            self.revoke()
 
     async def revoked_within(self, seconds: float) -> bool:
         self.waits += 1
         self.on_wait()
         await asyncio.sleep(0)
-        return self.revoked.is_set()
+        return self.is_revoked()
 
 
 class Letters:
@@ -128,7 +107,7 @@ async def worker(
     )
     async with asyncio.timeout(60):
         yield health, running
-        log.revoked.set()
+        log.revoke()
         await running
 
 
@@ -246,10 +225,10 @@ async def test_an_offset_set_to_the_end_makes_the_replica_ready_although_no_reco
         if len(stopped) == 1:
             store.offsets[PLACE] = StoredOffset("cluster", 1)
         else:
-            log.revoked.set()
+            log.revoke()
 
     def after_the_stop() -> None:
-        log.unreadable, log.records, log.news = None, [], no_record_comes
+        log.unreadable, log.records, log.on_idle = None, [], no_record_comes
 
     log.on_wait = after_the_stop
     async with worker(log, store, Letters()) as (health, _):
@@ -329,7 +308,7 @@ async def test_giving_up_ends_an_outage_between_transactions() -> None:
     async with worker(log, store, Letters()) as (health, running):
         while not health.outages:  # noqa: ASYNC110 - health is plain facts
             await asyncio.sleep(0)
-        log.revoked.set()
+        log.revoke()
         await running
         assert health.outages == {}
 
@@ -345,9 +324,9 @@ async def test_a_rewind_is_noticed_although_no_record_comes() -> None:
         if len(log.applied_to) == 1:
             store.database.restore(backup)
         elif len(log.applied_to) == 2:
-            log.revoked.set()
+            log.revoke()
 
-    log.news = rewind_once_applied
+    log.on_idle = rewind_once_applied
     async with worker(log, store, Letters()):
         await log.revoked.wait()
 
