@@ -178,6 +178,16 @@ class TickerSettings(_Group):
     drain_seconds: Seconds = Field(10.0, description="How long SIGTERM waits for ticks in flight.")
 
 
+class OutboxSettings(_Group):
+    batch: int = Field(2000, ge=1, description="Most transitions published in one turn.")
+    turn_seconds: Seconds = Field(
+        30.0,
+        description="How long a turn may wait for Kafka; a frozen relay holds the others up for as long.",
+    )
+    interval_seconds: Seconds = Field(0.2, description="How often a relay looks for transitions when there are few.")
+    outage_backoff_max_seconds: Seconds = Field(10.0, description="Longest wait between attempts in an outage.")
+
+
 class PruneSettings(_Group):
     horizon: Duration = Field(
         timedelta(days=30), description="`prune` keeps history this long; longer than the topics keep their records."
@@ -215,6 +225,7 @@ class Settings(BaseSettings):
     retry: RetrySettings = RetrySettings()
     worker: WorkerSettings = WorkerSettings()
     ticker: TickerSettings = TickerSettings()
+    outbox: OutboxSettings = OutboxSettings()
     prune: PruneSettings = PruneSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()

@@ -1,187 +1,16 @@
 """Stands-in that pass the suites of the real parts."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from copy import copy
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from datetime import datetime, timedelta
 
-from consumer.errors import ConnectionLostError, ContentionError, RefusedError, StaleOwnerError, UnavailableError
-from consumer.lifecycle.model import Change, Conversation, HistoryRow, Session, Tick
+from consumer.lifecycle.model import Conversation, HistoryRow, Session, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.outbox import Backlog, OutboxRow
 from consumer.service.ports import NONE, Conversations, Decided, EventsById, LockHolder, Locking, Lost, Snapshot
 from consumer.ticker import DueTimer
-
-LOCK_TIMEOUT_SECONDS = 0.02
-Row = str | Partition
-"""What can be locked: a conversation, or the offset of a partition."""
-Statement = Callable[[str], Awaitable[None]]
-"""Called before each statement: time may pass there, others may come in between, and it may raise or never return."""
-
-
-async def at_once(statement: str) -> None:
-    """Nothing happens between two statements."""
-
-
-class MemoryDatabase:
-    """Committed rows and the locks on them, as READ COMMITTED shows them to each statement."""
-
-    def __init__(
-        self,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        refuses: Callable[[HistoryRow], bool] = lambda _: False,
-    ) -> None:
-        self.clock = clock
-        self.refuses = refuses
-        self.conversations: dict[str, Conversation] = {}
-        self.rows: dict[str, list[tuple[HistoryRow, datetime]]] = {}
-        self.offsets: dict[Partition, StoredOffset] = {}
-        self.wake_at: dict[str, datetime] = {}
-        self.trail: list[tuple[Partition, int, int]] = []
-        self.moved: Callable[[Partition, int, int], None] = lambda *_: None
-        self.holders: dict[Row, Transaction] = {}
-        self.open: set[Transaction] = set()
-        self.waiting = 0
-        self._released: list[asyncio.Future[None]] = []
-
-    def version(self, key: str) -> int:
-        return self.conversations.get(key, Conversation(key)).version
-
-    def write(self, change: Change, now: datetime) -> None:
-        key, session = change.after.id, change.after.sessions[-1]
-        before = self.conversations.get(key, change.before)
-        sessions = {session.number: session for session in (*before.sessions, *change.after.sessions)}
-        self.conversations[key] = change.after._replace(sessions=tuple(sessions[n] for n in sorted(sessions)))
-        self.rows.setdefault(key, []).extend((row, now) for row in change.rows)
-        timers = [at for at in (self.wake_at.pop(key, None), session.idle_at, session.expires_at) if at]
-        if session.expires_at is not None:
-            self.wake_at[key] = min(timers)
-
-    async def released(self, seconds: float) -> None:
-        """Waits until any lock is released; raises `ContentionError` after that long."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._released.append(waiter)
-        self.waiting += 1
-        try:
-            await asyncio.wait_for(waiter, seconds)
-        except TimeoutError:
-            raise ContentionError("lock") from None
-        finally:
-            self.waiting -= 1
-
-    def release(self, transaction: "Transaction") -> None:
-        self.holders = {row: holder for row, holder in self.holders.items() if holder is not transaction}
-        waiting, self._released = self._released, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def copied(self) -> "MemoryDatabase":
-        """A backup."""
-        backup = copy(self)
-        backup.conversations, backup.offsets = dict(self.conversations), dict(self.offsets)
-        backup.wake_at = dict(self.wake_at)
-        backup.rows = {key: list(rows) for key, rows in self.rows.items()}
-        return backup
-
-    def restore(self, backup: "MemoryDatabase") -> None:
-        """Goes back to `backup`. Transactions that are open are lost."""
-        for transaction in list(self.open):
-            transaction.kill()
-        restored = backup.copied()
-        self.conversations, self.rows = restored.conversations, restored.rows
-        self.offsets, self.wake_at = restored.offsets, restored.wake_at
-
-
-class Transaction:
-    """Row locks and staged writes; nothing of it is there before its commit."""
-
-    def __init__(self, database: MemoryDatabase, statement: Statement) -> None:
-        self.database = database
-        self._statement = statement
-        self._staged: list[Callable[[], None]] = []
-        self._alive = True
-        database.open.add(self)
-
-    async def statement(self, name: str) -> None:
-        await self._statement(name)
-        if not self._alive:
-            raise ConnectionLostError("the server has ended this transaction")
-
-    async def lock(self, row: Row, *, wait: bool = True) -> bool:
-        """Holds the row until the end; false if somebody else holds it and it is not to be waited for."""
-        deadline = asyncio.get_running_loop().time() + LOCK_TIMEOUT_SECONDS
-        while self.database.holders.get(row, self) is not self:
-            if not wait:
-                return False
-            await self.database.released(deadline - asyncio.get_running_loop().time())
-        if not self._alive:
-            raise ConnectionLostError("the server has ended this transaction")
-        self.database.holders[row] = self
-        return True
-
-    async def guard(self, progress: Progress) -> None:
-        await self.statement("guard")
-        if not self._stands(progress):
-            raise StaleOwnerError(f"not as it was left at {progress.start}")
-        try:
-            await self.lock(progress.partition)
-        except ContentionError as error:
-            raise UnavailableError("another owner holds the partition's offset row") from error
-        if not self._stands(progress):
-            raise StaleOwnerError(f"no longer as it was left at {progress.start}")
-
-    def _stands(self, progress: Progress) -> bool:
-        stored = self.database.offsets.get(progress.partition)
-        return stored is not None and (stored.next_offset, stored.mark) == (progress.start, progress.mark)
-
-    async def save(self, decided: Decided, progress: Progress | None, *, wait: bool = True) -> Lost:
-        lost: dict[str, str] = {}
-        await self.statement("update")
-        if any(self.database.refuses(row) for change in decided.changes for row in change.rows):
-            raise RefusedError("a value")
-        for change in sorted(decided.changes, key=lambda change: change.after.id):
-            key = change.after.id
-            if not change.rows:
-                continue
-            if wait and not self._wins(change):
-                lost[key] = "version"
-            elif not await self.lock(key, wait=wait):
-                lost[key] = "lock"
-            elif not self._wins(change):
-                lost[key] = "version"
-            else:
-                self.stage(partial(self.database.write, change, decided.now))
-        await self.statement("history")
-        if progress is not None:
-            self.stage(partial(self._advance, progress, progress.start if lost else progress.end))
-        return lost
-
-    def _wins(self, change: Change) -> bool:
-        return self.database.version(change.after.id) == change.before.version
-
-    def _advance(self, progress: Progress, next_offset: int) -> None:
-        stored = self.database.offsets[progress.partition]
-        self.database.offsets[progress.partition] = StoredOffset(stored.cluster_id, next_offset, progress.next_mark)
-        self.database.trail.append((progress.partition, stored.next_offset, next_offset))
-        self.database.moved(progress.partition, stored.next_offset, next_offset)
-
-    def stage(self, write: Callable[[], None]) -> None:
-        self._staged.append(write)
-
-    def commit(self) -> None:
-        for write in self._staged:
-            write()
-        self.kill()
-
-    def kill(self) -> None:
-        """Rolls back what is not committed. Killed twice is fine."""
-        self._alive = False
-        self._staged.clear()
-        self.database.open.discard(self)
-        self.database.release(self)
+from tests.memory_database import OUTBOX, MemoryDatabase, Statement, Transaction, at_once
 
 
 class MemoryStore:
@@ -298,6 +127,24 @@ class MemoryStore:
         deadlines = [found.sessions[-1].deadline for found in self.conversations.values()]
         return sum(deadline is not None and deadline < limit for deadline in deadlines)
 
+    @asynccontextmanager
+    async def turn(self, limit: int, seconds: float) -> AsyncIterator["MemoryOutboxBatch | None"]:
+        async with self.transaction() as transaction:
+            await transaction.statement("turn")
+            if not await transaction.lock(OUTBOX, wait=False):
+                yield None
+                return
+            await transaction.statement("oldest")
+            yield MemoryOutboxBatch(transaction, self._oldest(limit))
+
+    def _oldest(self, limit: int) -> list[OutboxRow]:
+        return sorted(self.database.outbox.values())[:limit]
+
+    async def backlog(self) -> Backlog:
+        await self._statement("backlog")
+        waits = [(self.database.clock() - row.recorded_at).total_seconds() for row in self.database.outbox.values()]
+        return Backlog(len(waits), max(waits, default=0.0))
+
     async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
         found = self.conversations.get(conversation_id, Conversation(conversation_id))
         return list(found.sessions), found.version
@@ -323,3 +170,19 @@ class MemoryAttempt:
 
     async def save(self, decided: Decided) -> Lost:
         return await self._store.save(decided, *self._rest)
+
+
+class MemoryOutboxBatch:
+    """See `outbox.OutboxBatch`."""
+
+    def __init__(self, transaction: Transaction, rows: Sequence[OutboxRow]) -> None:
+        self.rows = rows
+        self._transaction = transaction
+
+    async def delete(self) -> None:
+        await self._transaction.statement("delete")
+        self._transaction.stage(self._delete)
+
+    def _delete(self) -> None:
+        for row in self.rows:
+            self._transaction.database.outbox.pop(row.id, None)

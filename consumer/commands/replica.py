@@ -11,7 +11,8 @@ from importlib.metadata import version
 import structlog
 
 from consumer.errors import ConfigurationError
-from consumer.kafka.admin import check_topics
+from consumer.kafka.admin import check_topics, transition_limit
+from consumer.kafka.bulk import BulkProducer
 from consumer.kafka.partition import AssignedPartition
 from consumer.kafka.producer import KafkaProducer
 from consumer.kafka.source import KafkaSource
@@ -19,8 +20,9 @@ from consumer.observability.health import Health
 from consumer.observability.http import serve
 from consumer.observability.metrics import Metrics, Part
 from consumer.observability.tracing import tracing
+from consumer.outbox import OutboxRelay
 from consumer.postgres.store import PostgresStore
-from consumer.postgres.tables import REQUIRED_REVISION
+from consumer.postgres.tables import OUTBOX_REVISION, REQUIRED_REVISION
 from consumer.service.service import ConversationService, RetryPolicy
 from consumer.settings import Settings
 from consumer.ticker import Ticker
@@ -98,13 +100,32 @@ async def tick(settings: Settings) -> None:
     log.info("stopped")
 
 
-async def check_schema(store: PostgresStore) -> None:
+async def relay(settings: Settings) -> None:
+    """One outbox relay; several take turns."""
+    metrics, health = Metrics(parts=Part.OUTBOX_PROCESS), Health(joined=True)
+    metrics.build_info.labels(version("conversation-consumer")).set(1)
+    topic = settings.kafka.transition_topic
+    max_message_bytes = await transition_limit(settings.kafka)
+    async with (
+        PostgresStore.open(settings.database, metrics) as store,
+        BulkProducer.open(settings.kafka, topic, max_message_bytes) as producer,
+    ):
+        await check_schema(store, OUTBOX_REVISION)
+        relaying = OutboxRelay(store, producer.publish, settings=settings.outbox, metrics=metrics, health=health)
+        async with serve(settings.http, metrics, health, store.answers) as port:
+            stop_on_signals(relaying.stop)
+            log.info("relaying", http_port=port, topic=topic)
+            await relaying.run()
+    log.info("stopped")
+
+
+async def check_schema(store: PostgresStore, needed: str = REQUIRED_REVISION) -> None:
     """Raises `ConfigurationError` if this build cannot run on the database's schema."""
     revision = await store.schema_revision()
-    if revision is None or revision < REQUIRED_REVISION:
+    if revision is None or revision < needed:
         raise ConfigurationError(
             f"the database's schema is at {revision or 'nothing'}, this build needs "
-            f"{REQUIRED_REVISION}: run `conversation-consumer migrate`"
+            f"{needed}: run `conversation-consumer migrate`"
         )
 
 

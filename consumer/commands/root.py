@@ -14,6 +14,7 @@ from consumer.errors import ConfigurationError, ConsumerError
 COMMANDS = {
     "run": "Consume: apply events until SIGTERM or SIGINT.",
     "ticker": "Emit a tick for every conversation whose deadline has passed.",
+    "outbox": "Publish committed transitions.",
     "migrate": "The database's schema: up (default), status, sql.",
     "topics": "Create the topics that are missing.",
     "publish": "Publish events from files.",

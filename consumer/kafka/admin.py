@@ -113,11 +113,7 @@ async def check_topics(settings: KafkaSettings) -> int:
     Raises `ConfigurationError` if a topic is missing, or a dead letter might not fit into its topic.
     """
     async with admin(settings) as client:
-        there = await client.topics()
-        for topic in (*settings.topics, settings.dead_letter_topic):
-            if topic not in there:
-                hidden = "" if settings.security_protocol == "PLAINTEXT" else ", or this user may not describe it"
-                raise ConfigurationError(f"topic {topic} does not exist{hidden}: run `conversation-consumer topics`")
+        await _require(client, settings, *settings.topics, settings.dead_letter_topic)
         limit = await client.max_message_bytes(settings.dead_letter_topic)
         for topic in settings.topics:
             if (source := await client.max_message_bytes(topic)) + HEADER_BYTES > limit:
@@ -126,6 +122,21 @@ async def check_topics(settings: KafkaSettings) -> int:
                     f"{source + HEADER_BYTES}, or a dead letter of {topic} may not fit"
                 )
         return limit
+
+
+async def transition_limit(settings: KafkaSettings) -> int:
+    """The size limit of the transition topic, in bytes. Raises `ConfigurationError` if there is no such topic."""
+    async with admin(settings) as client:
+        await _require(client, settings, settings.transition_topic)
+        return await client.max_message_bytes(settings.transition_topic)
+
+
+async def _require(client: KafkaAdmin, settings: KafkaSettings, *topics: str) -> None:
+    there = await client.topics()
+    for topic in topics:
+        if topic not in there:
+            hidden = "" if settings.security_protocol == "PLAINTEXT" else ", or this user may not describe it"
+            raise ConfigurationError(f"topic {topic} does not exist{hidden}: run `conversation-consumer topics`")
 
 
 async def log_bounds(settings: KafkaSettings, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:

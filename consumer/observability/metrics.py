@@ -38,11 +38,13 @@ class Part(Flag):
     WRITES = auto()
     CONSUMER = auto()
     TICKER = auto()
+    OUTBOX = auto()
     PROCESS = auto()
 
     LIBRARY = WRITES
     REPLICA = WRITES | CONSUMER | PROCESS
     TICKER_PROCESS = TICKER | PROCESS
+    OUTBOX_PROCESS = OUTBOX | PROCESS
 
 
 class BulkHistogram(Histogram):
@@ -73,7 +75,7 @@ class Metrics:
         self,
         topics: Collection[str] = (),
         registry: CollectorRegistry | None = None,
-        parts: Part = Part.LIBRARY | Part.CONSUMER | Part.TICKER,
+        parts: Part = Part.LIBRARY | Part.CONSUMER | Part.TICKER | Part.OUTBOX,
         trace_id: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`registry`: to export them with others, such as `prometheus_client.REGISTRY`; default one of its own.
@@ -87,6 +89,7 @@ class Metrics:
         self._runtime(self._of(Part.CONSUMER in parts))
         self._database(self.registry)
         self._ticker(self._of(Part.TICKER in parts))
+        self._outbox(self._of(Part.OUTBOX in parts))
         if Part.PROCESS in parts:
             ProcessCollector(registry=self.registry)
 
@@ -232,6 +235,30 @@ class Metrics:
         )
         for result in ("emitted", "rearmed", "failed"):
             self.ticks.labels(result)
+
+    def _outbox(self, reg: CollectorRegistry | None) -> None:
+        self.outbox_published = Counter(
+            "conversation_outbox_published_total", "Transitions published and deleted from the outbox.", registry=reg
+        )
+        self.outbox_batch = Histogram(
+            "conversation_outbox_batch_transitions",
+            "Transitions per turn of a relay.",
+            buckets=(1, 2, 5, 10, 50, 100, 500, 1000, 2000, 5000),
+            registry=reg,
+        )
+        self.outbox_rows = Gauge(
+            "conversation_outbox_rows", "Transitions that wait to be published, when last counted.", registry=reg
+        )
+        self.outbox_oldest = Gauge(
+            "conversation_outbox_oldest_seconds",
+            "For how long the oldest of them had waited, when last counted.",
+            registry=reg,
+        )
+
+    def relayed(self, transitions: int) -> None:
+        """Counts a turn of the outbox relay."""
+        self.outbox_published.inc(transitions)
+        self.outbox_batch.observe(transitions)
 
     def attempted(self, changes: Iterable[Change], result: str) -> None:
         """Counts a write attempt per event with an effect."""

@@ -29,7 +29,7 @@ BISECT_SECONDS = 1.0
 _SESSION_COLUMNS = tuple(column.name for column in session_columns())
 HISTORY_COLUMNS = tuple("type" if name == "kind" else name for name in HistoryRow._fields)
 _OUTBOX_COLUMNS = tuple(column.name for column in transition_outbox.c if column.name != "id")
-_OUTBOX_FIELDS = attrgetter(*_OUTBOX_COLUMNS)
+_OUTBOX_FIELDS = attrgetter(*_OUTBOX_COLUMNS[:-1])
 _SESSION_LIST = ", ".join(_SESSION_COLUMNS)
 _STATUS = {status.value: status for status in Status}
 _AUTHOR = {author.value: author for author in Author}
@@ -229,7 +229,7 @@ async def _write_history_and_outbox(connection: asyncpg.Connection, written: Seq
         await connection.copy_records_to_table(
             "conversation_event", columns=(*HISTORY_COLUMNS, "recorded_at"), records=history
         )
-    if transitions := [_OUTBOX_FIELDS(row) for change in written for row in change.rows if row.is_transition]:
+    if transitions := [(*_OUTBOX_FIELDS(row), now) for change in written for row in change.rows if row.is_transition]:
         await connection.copy_records_to_table("transition_outbox", columns=_OUTBOX_COLUMNS, records=transitions)
 
 

@@ -14,6 +14,7 @@ from consumer.errors import ConfigurationError, ContentionError, UnavailableErro
 from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
+from consumer.outbox import Backlog
 from consumer.postgres.attempt import (
     HISTORY_COLUMNS,
     LOAD,
@@ -28,6 +29,7 @@ from consumer.postgres.attempt import (
 )
 from consumer.postgres.client import set_for_transaction
 from consumer.postgres.locks import find_holder
+from consumer.postgres.outbox import PostgresOutboxBatch, backlog, take_turn
 from consumer.postgres.pool import Pool, create_engine
 from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
@@ -174,6 +176,16 @@ class PostgresStore:
             ):
                 return await find_holder(waiting, watching, conversation_id)
         return None
+
+    @asynccontextmanager
+    async def turn(self, limit: int, seconds: float) -> AsyncIterator[PostgresOutboxBatch | None]:
+        """See `outbox.Outbox`."""
+        async with self._transaction("outbox", None) as connection:
+            yield await take_turn(connection, limit, seconds)
+
+    async def backlog(self) -> Backlog:
+        async with self._connection("load") as connection:
+            return await backlog(connection)
 
     async def history_size(self) -> tuple[int, int]:
         """Pages of the history's table, and bytes of a page."""

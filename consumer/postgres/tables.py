@@ -6,6 +6,8 @@ import sqlalchemy as sa
 
 REQUIRED_REVISION = "0004"
 """The oldest schema that this build runs on. Revisions are numbers: later ones compare greater."""
+OUTBOX_REVISION = "0005"
+"""The same for the outbox relay."""
 metadata = sa.MetaData()
 _ID = sa.Text(collation="C")
 _TIME = sa.DateTime(timezone=True)
@@ -84,6 +86,7 @@ transition_outbox = sa.Table(
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("occurred_at", _TIME, nullable=False),
+    sa.Column("recorded_at", _TIME, nullable=False, server_default=sa.func.now()),
 )
 
 kafka_offset = sa.Table(

@@ -23,6 +23,7 @@ from consumer.lifecycle.model import (
     Tick,
 )
 from consumer.observability.metrics import Sample, total
+from consumer.outbox import OutboxRow, event_id
 from consumer.records import Record
 from schemas import Invalid, decode
 from tests.checker.replay import History, replay
@@ -81,8 +82,21 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """A record of the transition topic."""
+
+    conversation_id: str
+    version: int
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a run left behind. `conversations` have all their sessions; `offsets` are the next ones."""
+    """What a run left behind. `conversations` have all their sessions; `offsets` are the next ones.
+
+    `published` is the transition topic, in its order; null where nothing publishes. After rewinds it also has
+    transitions that were undone.
+    """
 
     conversations: Mapping[str, Conversation]
     histories: Mapping[str, History]
@@ -90,6 +104,8 @@ class Evidence:
     letters: Sequence[Letter]
     offsets: Mapping[Place, int]
     moves: Sequence[Move]
+    published: Sequence[Published] | None = None
+    rewinds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +135,7 @@ def safety(ledger: Ledger, evidence: Evidence, policy: Policy) -> list[Verdict]:
         _nothing_skipped(evidence, read, seen),
         _in_the_order_of_the_log(ledger, evidence, read),
         _forward(evidence),
+        *_published_in_order(evidence),
     ]
 
 
@@ -133,6 +150,7 @@ def liveness(ledger: Ledger, evidence: Evidence, settled_to: datetime | None = N
         Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys())),
         Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - dead_lettered)),
         _at_the_end(evidence),
+        *_all_published(evidence),
         *([Verdict("no deadline without effect", len(sessions), _some(overdue))] if settled_to else ()),
     ]
 
@@ -271,6 +289,43 @@ def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence, read: Read) -> 
     pairs = [pair for order in orders for pair in pairwise(order)]
     overtaken = [f"{one} by {other}" for one, other in pairs if versions[one] > versions[other]]
     return Verdict("applied in the order of the log", len(pairs), tuple(overtaken))
+
+
+def _transitions(evidence: Evidence) -> dict[str, list[str]]:
+    """Conversation id -> the event ids of its transitions, by version."""
+    return {
+        key: [transition_id(row, recorded_at) for row, recorded_at in history if row.is_transition]
+        for key, history in evidence.histories.items()
+    }
+
+
+def transition_id(row: HistoryRow, recorded_at: datetime) -> str:
+    """The id that the transition of a history row is published with."""
+    what = (row.conversation_id, row.session, row.version, row.from_status, row.to_status, row.actor, row.reason)
+    return event_id(OutboxRow(0, *what, row.occurred_at, recorded_at))
+
+
+def _published_in_order(evidence: Evidence) -> Iterator[Verdict]:
+    """Whatever repeats: the first of each come by version and without a gap, and nobody made another one up."""
+    if evidence.published is None:
+        return
+    expected = _transitions(evidence)
+    first: dict[str, dict[str, None]] = {}
+    for record in evidence.published:
+        if record.event_id in expected.get(record.conversation_id, ()):
+            first.setdefault(record.conversation_id, {}).setdefault(record.event_id)
+    broken = [key for key, ids in first.items() if list(ids) != expected[key][: len(ids)]]
+    yield Verdict("transitions are published by version, without a gap", len(first), _some(broken))
+    if not evidence.rewinds:
+        made_up = [r for r in evidence.published if r.event_id not in expected.get(r.conversation_id, ())]
+        yield Verdict("no transition that is not in the history", len(evidence.published), _some(made_up))
+
+
+def _all_published(evidence: Evidence) -> Iterator[Verdict]:
+    if evidence.published is not None:
+        published = {record.event_id for record in evidence.published}
+        expected = {one for ids in _transitions(evidence).values() for one in ids}
+        yield Verdict("every transition is published", len(expected), _some(expected - published))
 
 
 def _forward(evidence: Evidence) -> Verdict:

@@ -24,7 +24,8 @@ from consumer.service.ports import Attempt, Locking, Snapshot
 from consumer.service.service import decide
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
-from tests.fakes import MemoryDatabase, MemoryStore
+from tests.fakes import MemoryStore
+from tests.memory_database import MemoryDatabase
 from tests.stack.database import execute
 
 T = TypeVar("T")

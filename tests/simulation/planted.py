@@ -20,7 +20,8 @@ from consumer.service.ports import NONE, Conversations, Decided, EventsById, Loc
 from consumer.ticker import DueTimer
 from consumer.worker import PartitionWorker
 from tests.checker.planted import resumed
-from tests.fakes import MemoryAttempt, MemoryStore, Transaction
+from tests.fakes import MemoryAttempt, MemoryStore
+from tests.memory_database import Transaction
 from tests.simulation import processes
 from tests.simulation.processes import SimulatedLog
 

@@ -11,9 +11,10 @@ from consumer.lifecycle.model import Event
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition
+from consumer.outbox import OutboxRelay
 from consumer.records import DeadLetter, Record
 from consumer.service.service import ConversationService
-from consumer.settings import TickerSettings, WorkerSettings
+from consumer.settings import OutboxSettings, TickerSettings, WorkerSettings
 from consumer.ticker import Ticker
 from consumer.worker import PartitionWorker
 from tests.checker.verdicts import key_of
@@ -229,6 +230,30 @@ class TickerProcess(Process):
             self.world.append(key, value)
         if lost:
             raise UnavailableError("no acknowledgement of the tick")
+
+
+class RelayProcess(Process):
+    """An outbox relay."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        settings = OutboxSettings(
+            batch=world.rng.choice((1, 3, 100)), interval_seconds=2, turn_seconds=IDLE_IN_TRANSACTION_SECONDS
+        )
+        self._relay = OutboxRelay(
+            self.store,
+            self._publish,
+            settings=settings,
+            metrics=METRICS,
+            health=self.health,
+            rng=Random(world.rng.random()),
+        )
+        self.spawn(self._relay.run())
+
+    async def _publish(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        for _, value in records:
+            await self.reach("publish")
+            await self.world.publish_transition(value)
 
 
 class OtherWriter(Process):

@@ -16,7 +16,7 @@ from consumer.lifecycle.model import Event, ManualClose, Status, Tick
 from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
 from tests.fakes import MemoryStore
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.processes import OtherWriter, Process, Replica, TickerProcess
+from tests.simulation.processes import OtherWriter, Process, RelayProcess, Replica, TickerProcess
 from tests.simulation.world import REFUSED, Fault, World
 from tests.traffic import SHORT_POLICY, Mix, Traffic
 
@@ -80,7 +80,8 @@ class Schedule:
             await self._heal()
             at_rest = await self._rest()
             for process in self.others:
-                process.crash()
+                if not isinstance(process, RelayProcess):
+                    process.crash()
             at_rest = at_rest and await self._rest()
             for replica in self.replicas:
                 await replica.release()
@@ -97,7 +98,7 @@ class Schedule:
         """Producer, replicas, ticker and other writers at work while faults strike."""
         shape = self.world.shape
         self.replicas = [self._replica() for _ in range(shape.replicas)]
-        self.others = [self._ticker()]
+        self.others = [self._ticker(), *(self._relay() for _ in range(shape.relays))]
         if Fault.OTHER_WRITER in shape.faults:
             own = [self._traffic(number) for number in range(1, shape.other_writers + 1)]
             self.others += [
@@ -169,6 +170,9 @@ class Schedule:
     def _ticker(self) -> Process:
         return TickerProcess(self.world, self._name("ticker"))
 
+    def _relay(self) -> Process:
+        return RelayProcess(self.world, self._name("relay"))
+
     def _name(self, kind: str) -> str:
         self._names[kind] += 1
         return f"{kind}-{self._names[kind]}"
@@ -210,6 +214,8 @@ class Schedule:
             await self._rebalance()
         elif isinstance(dead, TickerProcess):
             self.others.append(self._ticker())
+        elif isinstance(dead, RelayProcess):
+            self.others.append(self._relay())
 
     async def _restart(self) -> None:
         """As by SIGTERM: what is still busy at the end of the drain is killed."""
@@ -286,6 +292,8 @@ class Schedule:
             replica.hears = True
         if not any(process.alive and isinstance(process, TickerProcess) for process in self.others):
             self.others.append(self._ticker())
+        if not any(process.alive and isinstance(process, RelayProcess) for process in self.others):
+            self.others.append(self._relay())
         owned = [number for replica in self._living() for number in replica.owned]
         if stray or sorted(owned) != sorted(self.world.log):
             await self._rebalance()
@@ -297,7 +305,8 @@ class Schedule:
         while world.time < limit:
             await asyncio.sleep(2)
             offsets = {place.number: stored.next_offset for place, stored in world.database.offsets.items()}
-            if all(offsets.get(number) == world.end(number) for number in world.log) and not world.database.wake_at:
+            is_read = all(offsets.get(number) == world.end(number) for number in world.log)
+            if is_read and not world.database.wake_at and not world.database.outbox:
                 return True
         return False
 

@@ -1,6 +1,7 @@
 """The world of one schedule: the log, the dead letters, the database, the clock, and the faults that strike them."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from consumer.errors import ConnectionLostError, TooSlowError, UnavailableError
 from consumer.lifecycle.model import HistoryRow
 from consumer.offsets import Partition
 from consumer.records import DeadLetter, Record
-from tests.checker.verdicts import Evidence, Ledger, Letter, Move, event_in, key_of
-from tests.fakes import MemoryDatabase
+from tests.checker.verdicts import Evidence, Ledger, Letter, Move, Published, event_in, key_of
+from tests.memory_database import MemoryDatabase
 
 EPOCH = datetime(2026, 3, 1, tzinfo=UTC)
 GROUP, TOPIC = "group", "events"
@@ -47,6 +48,7 @@ class Fault(StrEnum):
     AHEAD = "event dated ahead"
     MISPLACED = "record on another partition"
     GAP = "gap in the log"
+    NOT_PUBLISHED = "transition not acknowledged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Shape:
     pace_seconds: float
     chaos_seconds: float
     faults: tuple[Fault, ...]
+    relays: int
 
     @classmethod
     def of(cls, seed: int) -> "Shape":
@@ -78,6 +81,7 @@ class Shape:
             pace_seconds=rng.choice((0.001, 0.01, 0.1)),
             chaos_seconds=rng.uniform(5, 40),
             faults=tuple(fault for fault in Fault if rng.random() < 0.5),
+            relays=rng.randint(1, 2),
         )
 
 
@@ -93,6 +97,7 @@ class World:
         self.log: dict[int, list[Record]] = {number: [] for number in range(self.shape.partitions)}
         self.published: set[tuple[str, str, str]] = set()
         self.letters: list[Letter] = []
+        self.transitions: list[Published] = []
         self.struck: Counter[Fault] = Counter()
         self.trace: list[tuple[float, str, str]] = []
         self.failures: list[str] = []
@@ -146,7 +151,7 @@ class World:
             raise TooSlowError("statement timeout")
 
     def append(self, key: bytes | None, value: bytes | None) -> None:
-        """A producer's record, on the partition of its key, or astray."""
+        """A producer's record, on the partition of its key, or misplaced."""
         home = sum(key or b"") % self.shape.partitions
         if self.shape.partitions > 1 and self.strikes(Fault.MISPLACED, 0.02):
             home = (home + self.rng.randrange(1, self.shape.partitions)) % self.shape.partitions
@@ -174,6 +179,16 @@ class World:
             self.tell("dead letter", f"[{record.partition}] {record.offset}")
             if fails:
                 raise UnavailableError("no acknowledgement of the dead letter")
+
+    async def publish_transition(self, value: bytes) -> None:
+        """It may have been published when this fails."""
+        fails = self.strikes(Fault.NOT_PUBLISHED, 0.1)
+        if not fails or self.rng.random() < 0.5:
+            event = json.loads(value)
+            self.transitions.append(Published(event["subject"], event["data"]["version"], event["id"]))
+            self.tell("transition", f"{event['subject']} v{event['data']['version']} {event['id']}")
+        if fails:
+            raise UnavailableError("no acknowledgement of the transition")
 
     def _judge_move(self, partition: Partition, before: int, after: int) -> None:
         """Dead letters come before the offset."""
@@ -209,6 +224,8 @@ class World:
             letters=list(self.letters),
             offsets={(p.topic, p.number): stored.next_offset for p, stored in self.database.offsets.items()},
             moves=[Move(p.topic, p.number, before, after) for p, before, after in self.database.trail],
+            published=list(self.transitions),
+            rewinds=self.rewinds,
         )
 
 

@@ -27,7 +27,8 @@ from consumer.service.cache import ConversationCache
 from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, message, tick
-from tests.fakes import MemoryDatabase, MemoryStore, Transaction
+from tests.fakes import MemoryStore
+from tests.memory_database import MemoryDatabase, Transaction
 from tests.races import counted
 
 NOW = datetime.now(UTC)

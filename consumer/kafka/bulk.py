@@ -1,0 +1,95 @@
+"""Publishes many records of one topic at once: a batch for each partition instead of a call for each record."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from consumer.errors import UnavailableError
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
+from consumer.kafka.placement import home_of
+from consumer.settings import KafkaSettings
+
+MAX_BATCH_BYTES = 512 * 1024
+OVERHEAD_BYTES = 1024
+KeyAndValue = tuple[bytes, bytes]
+
+
+class BulkProducer:
+    """Publishes to one topic, partitioned by murmur2 of the key. The records of a key keep their order.
+
+    A producer that has failed is replaced: what it still holds may be sent late, so twice, but in order.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, max_message_bytes: int) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._batch_bytes = min(MAX_BATCH_BYTES, max(OVERHEAD_BYTES, max_message_bytes - OVERHEAD_BYTES))
+        self._producer: AIOKafkaProducer | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: KafkaSettings, topic: str, max_message_bytes: int) -> AsyncIterator["BulkProducer"]:
+        """`max_message_bytes`: the topic's `max.message.bytes`."""
+        made = cls(settings, topic, max_message_bytes)
+        try:
+            yield made
+        finally:
+            await made._discard()
+
+    async def publish(self, records: Sequence[KeyAndValue]) -> None:
+        """Returns when all replicas have all records. Raises `UnavailableError`: then some may be published."""
+        try:
+            producer = await self._started()
+            with classified():
+                partitions = len(await producer.partitions_for(self._topic))
+                by_partition: dict[int, list[KeyAndValue]] = {}
+                for record in records:
+                    by_partition.setdefault(home_of(record[0], partitions), []).append(record)
+                sent = [self._publish(producer, partition, some) for partition, some in by_partition.items()]
+                for failure in filter(None, await asyncio.gather(*sent, return_exceptions=True)):
+                    raise failure
+        except UnavailableError:
+            await self._discard()
+            raise
+
+    async def _publish(self, producer: AIOKafkaProducer, partition: int, records: Sequence[KeyAndValue]) -> None:
+        """One batch after the other: none is sent unless the one before it is acknowledged."""
+        batch = producer.create_batch()
+        for key, value in records:
+            if batch.append(timestamp=None, key=key, value=value) is None:
+                await (await producer.send_batch(batch, self._topic, partition=partition))
+                batch = producer.create_batch()
+                batch.append(timestamp=None, key=key, value=value)
+        await (await producer.send_batch(batch, self._topic, partition=partition))
+
+    async def _started(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            producer = AIOKafkaProducer(
+                **connection_arguments(self._settings),
+                acks="all",
+                enable_idempotence=True,
+                compression_type="lz4",
+                max_batch_size=self._batch_bytes,
+                max_request_size=2 * MAX_BATCH_BYTES,
+            )
+            try:
+                await start(producer, self._settings)
+            except BaseException:
+                await _stop(producer)
+                raise
+            self._producer = producer
+        return self._producer
+
+    async def _discard(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    with contextlib.suppress(TimeoutError, KafkaError):
+        await asyncio.wait_for(producer.stop(), STOP_SECONDS)

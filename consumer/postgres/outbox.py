@@ -1,0 +1,44 @@
+"""The outbox as its relay uses it."""
+
+from collections.abc import Sequence
+
+import asyncpg
+
+from consumer.outbox import Backlog, OutboxRow
+from consumer.postgres.errors import classified
+
+# The lock ends with the transaction, so with the connection, through a pooler too. The relay is idle in the transaction
+# while it waits for Kafka: only for that long may it be.
+TAKE_TURN = """
+    SELECT set_config('idle_in_transaction_session_timeout', $1, true),
+        pg_try_advisory_xact_lock('transition_outbox'::regclass::oid::int, 0)"""
+OLDEST = f"SELECT {', '.join(OutboxRow._fields)} FROM transition_outbox ORDER BY id LIMIT $1"
+DELETE = "DELETE FROM transition_outbox WHERE id = ANY($1::bigint[])"
+BACKLOG = """
+    SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8
+    FROM transition_outbox"""
+
+
+class PostgresOutboxBatch:
+    """See `outbox.OutboxBatch`."""
+
+    def __init__(self, connection: asyncpg.Connection, rows: Sequence[OutboxRow]) -> None:
+        self.rows = rows
+        self._connection = connection
+
+    async def delete(self) -> None:
+        with classified():
+            await self._connection.execute(DELETE, [row.id for row in self.rows])
+
+
+async def take_turn(connection: asyncpg.Connection, limit: int, seconds: float) -> PostgresOutboxBatch | None:
+    """The turn of the connection's transaction; null while another has it."""
+    _, has_turn = await connection.fetchrow(TAKE_TURN, str(round(seconds * 1000)))
+    if not has_turn:
+        return None
+    # A statement of its own: it sees what the relay before has deleted.
+    return PostgresOutboxBatch(connection, [OutboxRow(*row) for row in await connection.fetch(OLDEST, limit)])
+
+
+async def backlog(connection: asyncpg.Connection) -> Backlog:
+    return Backlog(*await connection.fetchrow(BACKLOG))
