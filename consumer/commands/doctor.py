@@ -15,14 +15,16 @@ from consumer.kafka.admin import admin, check_topics, log_bounds, misplaced_shar
 from consumer.kafka.placement import REMEDY
 from consumer.observability import logs
 from consumer.offsets import Partition, StoredOffset
+from consumer.outbox import Backlog
 from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
-from consumer.postgres.tables import REQUIRED_REVISION
+from consumer.postgres.tables import OUTBOX_REVISION, REQUIRED_REVISION
 from consumer.settings import Settings
 
 SAMPLE = 200
 """Records of each partition whose place is checked."""
 MAX_SKEW = timedelta(seconds=1)
+MAX_OUTBOX_SECONDS = 60.0
 app = typer.Typer(add_completion=False)
 
 
@@ -122,6 +124,17 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     overdue = await store.overdue()
     remedy = "start `conversation-consumer ticker`, or see why its ticks are not consumed" if overdue else ""
     yield Finding("deadlines", f"{overdue} passed a minute ago or longer and have no effect yet", remedy)
+    if revision >= OUTBOX_REVISION:
+        yield _outbox(await store.backlog())
+
+
+def _outbox(backlog: Backlog) -> Finding:
+    """Transitions that wait are no fault of the consumers: not everybody publishes them."""
+    waits = backlog.oldest_seconds > MAX_OUTBOX_SECONDS
+    remedy = "start `conversation-consumer outbox`, or see why it cannot publish" if waits else ""
+    return Finding(
+        "outbox", f"{backlog.rows:,} transitions wait, the oldest for {backlog.oldest_seconds:.0f} s", remedy
+    )
 
 
 def _schema(revision: str | None, newest: str) -> Finding:

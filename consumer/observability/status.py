@@ -1,7 +1,7 @@
 """One replica at a glance, read off its metrics: what /status says of itself, and `top` of any replica."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 
 from consumer.observability.health import Health
@@ -32,6 +32,15 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class OutboxStatus:
+    """Of an outbox relay; what waits as it was last counted."""
+
+    published: int
+    rows: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """Since the replica started. No ids of conversations or events."""
 
@@ -45,6 +54,7 @@ class ReplicaStatus:
     transitions: int
     misplaced_records: int
     dead_letters: dict[str, int]
+    outbox: "OutboxStatus | None"
 
     @property
     def conflict_rate(self) -> float:
@@ -78,6 +88,17 @@ def read_status(samples: Sequence[Sample]) -> ReplicaStatus:
         transitions=int(total(samples, "conversation_transitions_total")),
         misplaced_records=int(total(samples, "conversation_misplaced_records_total")),
         dead_letters={letter.labels["reason"]: int(letter.value) for letter in letters},
+        outbox=_outbox(samples),
+    )
+
+
+def _outbox(samples: Sequence[Sample]) -> OutboxStatus | None:
+    if not any(sample.name == "conversation_outbox_rows" for sample in samples):
+        return None
+    return OutboxStatus(
+        published=int(total(samples, "conversation_outbox_published_total")),
+        rows=int(total(samples, "conversation_outbox_rows")),
+        oldest_seconds=round(total(samples, "conversation_outbox_oldest_seconds"), 3),
     )
 
 
@@ -104,6 +125,7 @@ def as_json(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> 
         "dead_letters": status.dead_letters,
         "last_dead_letter_reasons": list(health.last_dead_letters),
         "blocked": dict(health.blocked),
+        **({"outbox": asdict(status.outbox)} if status.outbox else {}),
     }
 
 
@@ -117,6 +139,12 @@ def as_html(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> 
         ("transitions", f"{status.transitions:,}"),
         ("misplaced records", f"{status.misplaced_records:,}"),
     ]
+    if status.outbox:
+        figures = [
+            ("transitions published", f"{status.outbox.published:,}"),
+            ("transitions waiting", f"{status.outbox.rows:,}"),
+            ("oldest of them", f"{status.outbox.oldest_seconds:.1f} s"),
+        ]
     partitions = [(p.topic, p.partition, f"{p.lag_records:,}", f"{p.oldest_seconds:.1f} s") for p in status.partitions]
     tables = [
         _table("figures", ("since start", ""), figures),

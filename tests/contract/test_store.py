@@ -310,3 +310,56 @@ async def until_one_waits_for_a_lock(store: AnyStore, stack: Services) -> None:
     while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - another process waits
         await asyncio.sleep(0.01)
     await connection.close()
+
+
+async def test_a_turn_has_the_oldest_transitions_and_deletes_them_with_its_commit(store: AnyStore) -> None:
+    await write(store, message(at=NOW - HOUR), close(at=NOW))
+
+    async with store.turn(1, 30) as batch:
+        assert batch
+        (opened_row,) = batch.rows
+        await batch.delete()
+    async with store.turn(10, 30) as batch:
+        assert batch
+        (closed_row,) = batch.rows
+
+    assert (opened_row.version, opened_row.from_status, opened_row.to_status) == (1, None, "pending")
+    assert (closed_row.version, closed_row.actor, closed_row.occurred_at) == (2, "agent-7", NOW)
+    history = await store.history("c-1")
+    assert [opened_row.recorded_at, closed_row.recorded_at] == [recorded_at for _, recorded_at in history]
+
+
+async def test_what_changes_no_status_is_no_transition(store: AnyStore) -> None:
+    await write(store, message(at=NOW - HOUR), message(at=NOW))
+
+    assert (await store.backlog()).rows == 1
+
+
+async def test_one_turn_at_a_time(store: AnyStore) -> None:
+    await write(store, message(at=NOW))
+
+    async with store.turn(10, 30) as first, store.turn(10, 30) as second:
+        assert first
+        assert second is None
+    async with store.turn(10, 30) as next_one:
+        assert next_one
+        assert len(next_one.rows) == 1
+
+
+async def test_a_turn_that_fails_deletes_nothing(store: AnyStore) -> None:
+    await write(store, message(at=NOW))
+
+    async def failing_turn() -> None:
+        async with store.turn(10, 30) as batch:
+            assert batch
+            await batch.delete()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await failing_turn()
+
+    assert (await store.backlog()).rows == 1
+
+
+async def test_an_empty_outbox_has_no_backlog(store: AnyStore) -> None:
+    assert await store.backlog() == (0, 0.0)

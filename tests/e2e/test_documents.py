@@ -102,7 +102,7 @@ async def test_the_operators_commands_run_as_typed(exports: Exports, tmp_path: P
         for line in OPERATIONS:
             typed = line.partition("#")[0].strip()
             name = typed.split()[1]
-            if name in ("run", "ticker"):
+            if name in ("run", "ticker", "outbox"):
                 processes.append(await Replica(settings, tmp_path / f"{name}.log", "consumer", name).start())
                 await until(processes[-1].ready, f"{name} is ready")
                 continue

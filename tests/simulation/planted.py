@@ -2,17 +2,19 @@
 
 import builtins
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from consumer import worker
+from consumer.errors import UnavailableError
 from consumer.lifecycle import rules
 from consumer.lifecycle.draft import Draft
 from consumer.lifecycle.model import APPLIED, RANK, Closing, Outcome, Policy, Session
 from consumer.offsets import Progress
+from consumer.outbox import Outbox, OutboxRelay, OutboxRow, Publish
 from consumer.records import DeadLetter, Record
 from consumer.service import cache
 from consumer.service.batch import Batch
@@ -20,7 +22,7 @@ from consumer.service.ports import NONE, Conversations, Decided, EventsById, Loc
 from consumer.ticker import DueTimer
 from consumer.worker import PartitionWorker
 from tests.checker.planted import resumed
-from tests.fakes import MemoryAttempt, MemoryStore
+from tests.fakes import MemoryAttempt, MemoryOutboxBatch, MemoryStore
 from tests.memory_database import Transaction
 from tests.simulation import processes
 from tests.simulation.processes import SimulatedLog
@@ -108,6 +110,50 @@ class RetryWithoutRedeciding(MemoryStore):
             return lost
         fresh = await self.load({c.after.id: c.events for c in decided.changes if c.after.id in lost}, transaction)
         return await super().save(resumed(decided, lost, fresh), transaction, progress, locking)
+
+
+class OutboxCursor(MemoryStore):
+    """Goes on after the greatest id that it has read: what commits late with a smaller one is passed over."""
+
+    cursor = 0
+
+    def _oldest(self, limit: int) -> list[OutboxRow]:
+        rows = [row for row in super()._oldest(len(self.database.outbox)) if row.id > self.cursor][:limit]
+        self.cursor = rows[-1].id if rows else self.cursor
+        return rows
+
+
+class SharedOutbox(MemoryStore):
+    """Leaves out the rows that another relay has in hand: newer ones overtake them."""
+
+    @asynccontextmanager
+    async def turn(self, limit: int, seconds: float) -> AsyncIterator[MemoryOutboxBatch | None]:
+        async with self.transaction() as transaction:
+            rows = [
+                row
+                for row in self._oldest(len(self.database.outbox))
+                if await transaction.lock(f"outbox row {row.id}", wait=False)
+            ]
+            yield MemoryOutboxBatch(transaction, rows[:limit])
+
+
+class UnacknowledgedTransitions(OutboxRelay):
+    """Deletes what it has published, whether it was acknowledged or not."""
+
+    def __init__(self, outbox: Outbox, publish: Publish, **rest: Any) -> None:
+        async def publish_regardless(records: Sequence[tuple[bytes, bytes]]) -> None:
+            with suppress(UnavailableError):
+                await publish(records)
+
+        super().__init__(outbox, publish_regardless, **rest)
+
+
+def delete_up_to_the_last(batch: MemoryOutboxBatch) -> None:
+    """All rows up to the last id of the batch: some were committed after it was read."""
+    outbox = batch._transaction.database.outbox
+    last = max((row.id for row in batch.rows), default=0)
+    for number in [number for number in outbox if number <= last]:
+        del outbox[number]
 
 
 class FromTheEnd(SimulatedLog):
@@ -209,4 +255,10 @@ BUGS: dict[str, Plant] = {
     "ids read before rows": partial(store, IdsBeforeRows),
     "cache that outlives a rewind": partial(replaced, cache.ConversationCache, "clear", lambda _: None),
     "timer that is due once": partial(store, TimerDueOnce),
+    "outbox read from a cursor": partial(store, OutboxCursor),
+    "outbox shared row by row": partial(store, SharedOutbox),
+    "transition deleted without acknowledgement": partial(
+        replaced, processes, "OutboxRelay", UnacknowledgedTransitions
+    ),
+    "transitions deleted up to an id": partial(replaced, MemoryOutboxBatch, "_delete", delete_up_to_the_last),
 }
