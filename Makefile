@@ -87,6 +87,12 @@ schemas: install ## generate schemas/json from the models
 docs: install ## write the parts of docs/ that follow from the code
 	$(BIN)/python -m tests.model.documents
 
+k8s-rules: install ## write the PrometheusRule of deploy/k8s from deploy/prometheus/rules.yaml
+	$(BIN)/python -m tests.deploy.prometheus_rule
+
+k8s-check: install ## render deploy/k8s, validate it against published schemas, check what it promises
+	$(BIN)/pytest tests/deploy
+
 image: ## build the container image
 	docker build -t conversation-consumer .
 

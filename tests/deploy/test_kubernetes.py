@@ -1,11 +1,11 @@
 """The manifests of `deploy/k8s`, overlay by overlay."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from consumer.commands.root import app
 from consumer.errors import ConfigurationError
 from consumer.kafka.client import STOP_SECONDS
 from consumer.settings import variables
@@ -55,8 +55,8 @@ def test_a_service_in_the_namespace_does_not_become_a_setting(manifests: Manifes
 
 def test_a_command_of_the_base_exists() -> None:
     for pod in render(K8S / "base").pods().values():
-        command = [sys.executable, "-m", "consumer", *pod.container["args"], "--help"]
-        subprocess.run(command, check=True, capture_output=True)
+        done = CliRunner().invoke(app, [*pod.container["args"], "--help"])
+        assert done.exit_code == 0, done.output
 
 
 def test_secrets_and_config_maps_are_made_or_documented(manifests: Manifests) -> None:
