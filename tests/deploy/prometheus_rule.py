@@ -11,7 +11,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"
 PROMETHEUS_RULE = DEPLOY / "k8s" / "components" / "prometheusrule" / "prometheusrule.yaml"
 HEADER = """\
-# Generated from deploy/prometheus/rules.yaml by `make k8s-rules`.
+# Generated from deploy/prometheus/rules.yaml by `make kubernetes-rules`.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:

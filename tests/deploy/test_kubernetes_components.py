@@ -128,7 +128,7 @@ def test_prometheus_scrapes_every_pod_that_serves_metrics(prod: Manifests) -> No
 
 def test_the_rules_of_prometheus_are_those_of_the_cluster(prod: Manifests) -> None:
     assert RULES.exists(), "deploy/prometheus/rules.yaml is what the PrometheusRule is generated from"
-    assert PROMETHEUS_RULE.read_text() == generated(), "run `make k8s-rules`"
+    assert PROMETHEUS_RULE.read_text() == generated(), "run `make kubernetes-rules`"
     assert len(prod.of("PrometheusRule")) == 1
 
 
