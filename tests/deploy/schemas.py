@@ -1,7 +1,7 @@
 """Validates Kubernetes objects against published schemas; a field that they do not know is an error.
 
-Kubernetes' own kinds: the wheel `kubernetes-validate`. Others: the CustomResourceDefinitions of their projects, of which
-Strimzi's own generator writes those of Strimzi. Rules in CEL (`x-kubernetes-validations`) are not evaluated.
+Kubernetes' own kinds: the wheel `kubernetes-validate`. Others: the CustomResourceDefinitions of their projects; Strimzi
+writes its own by a generator. Rules in CEL (`x-kubernetes-validations`) are not evaluated.
 """
 
 import subprocess
