@@ -7,13 +7,13 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile lint ci lock schemas docs image clean
+.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile lint ci lock schemas docs kubernetes-rules kubernetes-check image clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 SEED ?= 0
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## install what the other targets need into .venv
 
@@ -86,6 +86,12 @@ schemas: install ## generate schemas/json from the models
 
 docs: install ## write the parts of docs/ that follow from the code
 	$(BIN)/python -m tests.model.documents
+
+kubernetes-rules: install ## write the PrometheusRule of deploy/k8s from deploy/prometheus/rules.yaml
+	$(BIN)/python -m tests.deploy.prometheus_rule
+
+kubernetes-check: install ## render deploy/k8s, validate it against published schemas, check what it promises
+	$(BIN)/pytest tests/deploy
 
 image: ## build the container image
 	docker build -t conversation-consumer .

