@@ -26,7 +26,8 @@ from tests.stack.broker import read_all
 from tests.stack.database import APPLIED
 from tests.stack.replica import Replica
 
-EVENTS, DEAD_LETTERS, GROUP = "conversation.events", "conversation.dead-letter", "conversation-consumer"
+EVENTS, DEAD_LETTERS, TRANSITIONS = "conversation.events", "conversation.dead-letter", "conversation.transition"
+GROUP = "conversation-consumer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,45 @@ async def test_a_ticker_can_do_its_work(broker: SecuredKafka, database: str, tmp
         assert await ticker.stop() == 0
     finally:
         await ticker.stop(signal.SIGKILL)
+
+
+async def test_a_relay_can_do_its_work(broker: SecuredKafka, database: str, tmp_path: Path) -> None:
+    relay = await started_relay(broker, "conversation-outbox", database, tmp_path)
+
+    async def published() -> bool:
+        return len(await read_all(broker.superuser, TRANSITIONS)) == 1
+
+    try:
+        await until(published, "the transition is published")
+        assert await relay.stop() == 0
+    finally:
+        await relay.stop(signal.SIGKILL)
+
+
+async def test_a_relay_that_may_not_write_names_the_right_that_it_needs(
+    broker: SecuredKafka, database: str, tmp_path: Path
+) -> None:
+    for operation in ("Describe", "DescribeConfigs"):
+        await broker.grant("conversation-scaler", {"type": "topic", "name": TRANSITIONS}, operation)
+    relay = await started_relay(broker, "conversation-scaler", database, tmp_path)
+
+    async def says_why() -> bool:
+        status, text = await relay.get("/readyz")
+        return status == 503 and "denies this user access" in text and "needs Write on the topics" in text
+
+    try:
+        await until(says_why, "the relay says what it may not do")
+        assert await relay.stop() == 0
+    finally:
+        await relay.stop(signal.SIGKILL)
+
+
+async def started_relay(broker: SecuredKafka, user: str, database: str, directory: Path) -> Replica:
+    """A relay with one transition to publish."""
+    async with opened(database) as store:
+        await ConversationService(store).apply([message(at=await store.now())])
+    settings = broker.environment(user) | {"CONSUMER_DATABASE__URL": database}
+    return await Replica(settings, directory / "outbox.log", "consumer", "outbox").start()
 
 
 async def test_no_right_can_be_taken_away(broker: SecuredKafka, prod: Manifests, database: str, tmp_path: Path) -> None:

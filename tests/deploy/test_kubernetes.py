@@ -76,11 +76,14 @@ def test_secrets_and_config_maps_are_made_or_documented(manifests: Manifests) ->
 def test_a_pod_has_time_to_drain(manifests: Manifests, tmp_path: Path) -> None:
     for component, pod in manifests.services().items():
         settings = settings_of(manifests, pod, tmp_path / component)
-        # Until the outbox has settings of its own, the ticker's stand for them.
-        limits = settings.worker if component == "consumer" else getattr(settings, component, settings.ticker)
+        drain_seconds = {
+            "consumer": settings.worker.drain_seconds,
+            "ticker": settings.ticker.drain_seconds,
+            "outbox": settings.kafka.request_timeout_seconds,  # its turn waits for Kafka, once
+        }[component]
 
         # After the drain: the last commit, leaving the group, closing the producer.
-        needed = limits.drain_seconds + 3 * STOP_SECONDS
+        needed = drain_seconds + 3 * STOP_SECONDS
         assert pod.spec["terminationGracePeriodSeconds"] > needed, component
 
 
