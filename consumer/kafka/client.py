@@ -103,7 +103,7 @@ def _translated(error: Exception) -> ConsumerError:
     if isinstance(error, GroupAuthorizationFailedError) or GroupAuthorizationFailedError.__name__ in str(error):
         return UnavailableError(f"{_denied(error, 'the consumer group')}, or check {SETTING}GROUP_ID")
     if isinstance(error, ClusterAuthorizationFailedError):
-        return UnavailableError(f"{_denied(error, 'the cluster')}: a producer needs Write on the topics it publishes to")
+        return UnavailableError(f"{_denied(error, 'the cluster')}: a producer needs Write on its topics")
     return UnavailableError(f"no answer from Kafka: {error!r}")
 
 

@@ -135,7 +135,7 @@ async def test_a_relay_that_may_not_write_names_the_right_that_it_needs(
 
     async def says_why() -> bool:
         status, text = await relay.get("/readyz")
-        return status == 503 and "denies this user access" in text and "needs Write on the topics" in text
+        return status == 503 and "denies this user access" in text and "needs Write on its topics" in text
 
     try:
         await until(says_why, "the relay says what it may not do")
