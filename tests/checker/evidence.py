@@ -12,8 +12,9 @@ from consumer.lifecycle.model import Conversation
 from consumer.postgres.store import PostgresStore
 from consumer.records import Record
 from consumer.settings import DatabaseSettings, KafkaSettings
+from schemas import Transition
 from tests.checker.replay import History
-from tests.checker.verdicts import Evidence, Letter, Move
+from tests.checker.verdicts import Evidence, Letter, Move, Published
 from tests.stack.broker import read_all
 
 IDS = "SELECT conversation_id FROM conversation UNION SELECT conversation_id FROM conversation_event"
@@ -35,7 +36,14 @@ async def collect(kafka: KafkaSettings, database: str) -> Evidence:
         await connection.close()
     log = [_record(record) for topic in kafka.topics for record in await read_all(kafka, topic)]
     letters = [_letter(record) for record in await read_all(kafka, kafka.dead_letter_topic)]
-    return Evidence(found, histories, log, letters, offsets, moves)
+    published = [Published(t.subject, t.data.version, t.id) for t in await transitions(kafka)]
+    return Evidence(found, histories, log, letters, offsets, moves, published)
+
+
+async def transitions(kafka: KafkaSettings) -> list[Transition]:
+    """The transition topic, partition by partition."""
+    records = await read_all(kafka, kafka.transition_topic)
+    return [Transition.model_validate_json(record.value or b"") for record in records]
 
 
 async def conversations(database: str) -> tuple[Mapping[str, Conversation], Mapping[str, History]]:

@@ -16,22 +16,24 @@ from consumer.observability.metrics import Metrics, Sample, samples
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
-from tests.checker.evidence import collect
+from tests.checker.evidence import collect, transitions
 from tests.checker.replay import History
 from tests.checker.verdicts import Evidence, Ledger, Verdict, liveness, safety, truth_of_metrics
 from tests.demo.contention import sweep
+from tests.demo.downstream import Downstream
 from tests.demo.environment import (
     PARTITIONS,
     POLL_SECONDS,
     WAIT_SECONDS,
     Environment,
     prepared,
+    relaying,
     running,
     until_all_ready,
 )
 from tests.demo.naive import NaiveWriter, read_along
 from tests.demo.races import Race, run_races, score
-from tests.demo.report import Comparison, Result, analysts_views
+from tests.demo.report import Comparison, Result, Stream, analysts_views
 from tests.demo.view import Moment, View
 from tests.demo.writers import apply_until_written, concurrent_writer, lock_holder
 from tests.stack.replica import Replica
@@ -105,20 +107,27 @@ async def demo(found: Services, view: View, options: Options) -> Result:
     async with (
         prepared(found, options.bug) as environment,
         running(environment) as replicas,
+        relaying(environment) as relays,
         participants(environment, options, ledger, replicas) as everybody,
     ):
         await write(everybody, view)
         metrics = await everybody.scraped()
         view.step("stopping the replicas")
         codes = [await replica.stop() for replica in replicas]
+        await relays.until_all_is_published()
+        codes += await relays.stop()
         view.step("collecting what they left behind")
         evidence = await collect(environment.kafka, environment.database)
+        downstream = Downstream()
+        downstream.read(await transitions(environment.kafka))
         comparison = await compare(everybody, evidence)
         views = await analysts_views(environment.database)
     view.step("judging it")
     verdicts = await asyncio.to_thread(judge, options, ledger, evidence, metrics, comparison, codes)
+    verdicts.append(downstream.agrees(evidence.conversations))
+    stream = Stream(len(downstream.known), downstream.repeats, relays.kills)
     view.step("measuring contention: 1 to 16 writers on 10 conversations")
-    return Result(options, ledger, metrics, comparison, verdicts, views, await sweep(found.postgres))
+    return Result(options, ledger, metrics, comparison, verdicts, stream, views, await sweep(found.postgres))
 
 
 def judge(
@@ -136,7 +145,7 @@ def judge(
     wrong = tuple(f"race {score.kind}: {score.ours_wrong}" for score in comparison.scores if score.ours_wrong)
     return [
         *verdicts,
-        Verdict("replicas left in good order", len(codes), failed),
+        Verdict("processes left in good order", len(codes), failed),
         Verdict("races came out right", comparison.races, wrong),
     ]
 

@@ -24,6 +24,9 @@ from tests.traffic import SHORT_POLICY
 
 PARTITIONS = 4
 REPLICAS = 2
+RELAYS = 2
+KILL_SECONDS = 4.0
+UNPUBLISHED = "SELECT count(*) FROM transition_outbox"
 POLL_SECONDS = 0.1
 WAIT_SECONDS = 90
 SESSION_SECONDS = 4.0
@@ -62,6 +65,7 @@ class Environment:
             "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
             "CONSUMER_KAFKA__TOPICS": self.topic,
             "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
+            "CONSUMER_KAFKA__TRANSITION_TOPIC": self.kafka.transition_topic,
             "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds),
         }
 
@@ -83,6 +87,7 @@ async def prepared(found: Services, bug: str | None) -> AsyncIterator[Environmen
         group_id=name,
         topics=(f"{name}.events",),
         dead_letter_topic=f"{name}.dead-letter",
+        transition_topic=f"{name}.transition",
         session_timeout_seconds=await found.session_seconds(SESSION_SECONDS),
     )
     with tempfile.TemporaryDirectory(prefix="demo-") as logs:
@@ -91,11 +96,13 @@ async def prepared(found: Services, bug: str | None) -> AsyncIterator[Environmen
             for statement in (TRAIL, CREATE, *([NO_PRIMARY_KEY] if bug == "dedup" else [])):
                 await execute(database, statement)
             await client.create(kafka.topics[0], PARTITIONS, 1, {})
+            await client.create(kafka.transition_topic, PARTITIONS, 1, {})
             await client.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
             try:
                 yield Environment(kafka, database, Path(logs), bug)
             finally:
-                await delete(kafka.bootstrap_servers, *kafka.topics, kafka.dead_letter_topic)
+                topics = (*kafka.topics, kafka.dead_letter_topic, kafka.transition_topic)
+                await delete(kafka.bootstrap_servers, *topics)
 
 
 @asynccontextmanager
@@ -116,6 +123,53 @@ async def running(environment: Environment) -> AsyncIterator[list[Replica]]:
         for replica in replicas:
             replica.send(signal.SIGCONT)
             await replica.stop()
+
+
+class Relays:
+    """Two outbox relays; one after the other is killed without warning, and another starts in its place."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.kills = 0
+        self._environment = environment
+        self._running: list[Replica] = []
+
+    async def start(self) -> None:
+        log = self._environment.logs / f"relay-{self.kills + len(self._running)}.log"
+        self._running.append(await Replica(self._environment.settings, log, "consumer", "outbox").start())
+
+    async def kill_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(KILL_SECONDS)
+            victim = self._running.pop(0)
+            await victim.stop(signal.SIGKILL)
+            self.kills += 1
+            await self.start()
+
+    async def until_all_is_published(self) -> None:
+        connection = await asyncpg.connect(self._environment.database)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                while await connection.fetchval(UNPUBLISHED):  # noqa: ASYNC110 - other processes publish
+                    await asyncio.sleep(POLL_SECONDS)
+        finally:
+            await connection.close()
+
+    async def stop(self) -> list[int]:
+        """Their exit codes. Stopped twice is fine."""
+        return [await relay.stop() for relay in self._running]
+
+
+@asynccontextmanager
+async def relaying(environment: Environment) -> AsyncIterator[Relays]:
+    relays = Relays(environment)
+    for _ in range(RELAYS):
+        await relays.start()
+    killing = asyncio.create_task(relays.kill_now_and_then())
+    try:
+        yield relays
+    finally:
+        killing.cancel()
+        await relays.stop()
 
 
 def _module(bug: str | None, number: int) -> tuple[str, str]:

@@ -48,6 +48,15 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """What a reader of the transition topic got: transitions, repeats of them, and how often a relay was killed."""
+
+    transitions: int
+    repeats: int
+    kills: int
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """All that a run came to."""
 
@@ -56,6 +65,7 @@ class Result:
     metrics: list[Sample]
     comparison: Comparison
     verdicts: list[Verdict]
+    stream: Stream
     views: dict[str, tuple[Sequence[str], Rows]]
     contention: list[Point]
 
@@ -73,7 +83,9 @@ def print_screen(console: Console, result: Result) -> None:
         f"Tried: {sent:,} events to 2 replicas of ours, 2 concurrent writers and a lock\n"
         f"       holder, {result.comparison.races} races on purpose; a naive writer got the same.\n"
         f"Held:  {len(held)} of {len(result.verdicts)} invariants, "
-        f"{sum(verdict.looked_at for verdict in held):,} facts looked at."
+        f"{sum(verdict.looked_at for verdict in held):,} facts looked at.\n"
+        f"Sent on: {result.stream.transitions:,} changes of status, {result.stream.repeats:,} of them twice, while a relay "
+        f"was\n         killed {result.stream.kills} times; a reader of that topic alone has every status."
     )
     console.print(_comparison(result))
     console.print(f"{conflicts} of {committed} writes lost a race: conflict rate {rate}, mean retries {mean}")

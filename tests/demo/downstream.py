@@ -1,0 +1,34 @@
+"""A service downstream: it has the status of every conversation from the transition topic alone."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from consumer.lifecycle.model import Conversation
+from schemas import Transition
+from tests.checker.verdicts import Verdict
+
+
+@dataclass(slots=True)
+class Downstream:
+    """Reads transitions in the order of the topic and drops those that it knows."""
+
+    known: set[str] = field(default_factory=set)
+    statuses: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    """Conversation id -> the latest version, its session and status."""
+    repeats: int = 0
+
+    def read(self, transitions: Iterable[Transition]) -> None:
+        for event in transitions:
+            if event.id in self.known:
+                self.repeats += 1
+                continue
+            self.known.add(event.id)
+            if event.data.version > self.statuses.get(event.subject, (0, 0, ""))[0]:
+                self.statuses[event.subject] = event.data.version, event.data.session, event.data.to_status
+
+    def agrees(self, conversations: Mapping[str, Conversation]) -> Verdict:
+        """Whether it has the current session and status of each conversation."""
+        expected = {key: (c.sessions[-1].number, str(c.sessions[-1].status)) for key, c in conversations.items()}
+        found = {key: (session, status) for key, (_, session, status) in self.statuses.items()}
+        wrong = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+        return Verdict("a reader of the transitions alone agrees with the tables", len(expected), tuple(sorted(wrong)))
