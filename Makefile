@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile lint ci lock schemas docs image clean
+.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules lint ci lock schemas docs image clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 SEED ?= 0
@@ -60,6 +60,10 @@ bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly 
 
 profile: install ## where the time of a replica goes
 	$(BIN)/python -m tests.benchmarks.profile
+
+rules: ## check and test the Prometheus rules (needs promtool: apt-get install prometheus)
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool test rules deploy/prometheus/rules_test.yaml
 
 lint: install ## style, types, import directions
 	$(BIN)/ruff check .
