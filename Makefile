@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules lint ci lock schemas docs image clean
+.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs image clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 SEED ?= 0
@@ -64,6 +64,9 @@ profile: install ## where the time of a replica goes
 rules: ## check and test the Prometheus rules (needs promtool: apt-get install prometheus)
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/rules_test.yaml
+
+dashboard: install ## run replicas under traffic and draw what a real Prometheus answers to the dashboard (docs/dashboard.png)
+	$(BIN)/python -m tests.observability
 
 lint: install ## style, types, import directions
 	$(BIN)/ruff check .
