@@ -168,7 +168,9 @@ class Metrics:
         self.blocked_conversations = Gauge(
             "conversation_blocked_conversations", "Conversations whose row somebody else holds for long.", registry=reg
         )
-        self.ready = Gauge("conversation_ready", "1 while /readyz is, the database's answer aside; else 0.", registry=reg)
+        self.ready = Gauge(
+            "conversation_ready", "1 while /readyz is, the database's answer aside; else 0.", registry=reg
+        )
         self.stopped_partitions = Gauge(
             "conversation_stopped_partitions", "Partitions that wait for an operator to set their offset.", registry=reg
         )

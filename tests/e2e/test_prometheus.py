@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
 
@@ -13,7 +13,10 @@ from consumer.service.service import ConversationService
 from tests.builders import close, message
 from tests.conftest import opened
 from tests.e2e.conftest import Group, until
+from tests.observability.dashboard import PANELS
+from tests.observability.plot import substituted
 from tests.observability.rules import recorded, rules
+from tests.observability.runbooks import QUERY, RUNBOOKS
 from tests.stack.broker import read_all
 from tests.stack.prometheus import Prometheus
 from tests.stack.replica import Replica
@@ -102,7 +105,9 @@ async def publish_until_conflicts(group: Group, replicas: list[Replica]) -> None
         now = datetime.now(UTC)
         messages = [message(at=now, conversation_id=key) for key in HOT for _ in range(5)]
         await group.publish(*messages, *[close(Status.AGENT_CLOSED, now, conversation_id=key) for key in HOT])
-        return sum((await counts(replicas, "conversation_write_attempts_total", result="conflict")).values()) > CONFLICTS
+        return (
+            sum((await counts(replicas, "conversation_write_attempts_total", result="conflict")).values()) > CONFLICTS
+        )
 
     await group.publish(message(at=datetime.now(UTC), conversation_id="alone"))
     await until(contended, f"more than {CONFLICTS} conflicts", 90)
@@ -156,21 +161,36 @@ async def test_prometheus_answers_the_headline_queries_with_what_really_happened
     assert set(await by_operation(prometheus, CONFLICT_RATE)) == set(OPERATIONS)
 
 
-async def test_a_dead_letter_raises_its_alert(group: Group, prometheus: Prometheus) -> None:
+async def test_a_dead_letter_raises_its_alert_and_every_panel_has_something_to_show(
+    group: Group, prometheus: Prometheus
+) -> None:
     firing = 'count(ALERTS{alertname="ConversationDeadLetters", reason="invalid_json", alertstate="firing"})'
+    queries = [substituted(expr, 60) for panel in PANELS for expr in panel.queries.values()]
+    empty: list[str] = []
     assert await prometheus.value(firing) is None
 
+    await group.publish(message(at=datetime.now(UTC)), close(at=datetime.now(UTC)))
     await group.publish_raw([(b"c-1", b"poison")])
 
+    async def all_show_something() -> bool:
+        empty[:] = [query for query in queries if not await prometheus.query(query)]
+        return not empty
+
     await until(answers(prometheus, firing, 1), "the alert fires")
+    with suppress(AssertionError):
+        await until(all_show_something, "every query has an answer", 20)
+    assert empty == []
 
 
-async def test_prometheus_evaluates_every_rule(prometheus: Prometheus) -> None:
+async def test_prometheus_evaluates_every_rule_and_every_query_of_a_runbook(prometheus: Prometheus) -> None:
     async def evaluated() -> bool:
         groups = (await prometheus.ask("rules"))["groups"]
         return all(rule["health"] != "unknown" for group in groups for rule in group["rules"])
 
     await until(evaluated, "every rule was evaluated")
+    for runbook in RUNBOOKS.glob("*.md"):
+        for query in QUERY.findall(runbook.read_text()):
+            await prometheus.query(query)
 
     found = [rule for group in (await prometheus.ask("rules"))["groups"] for rule in group["rules"]]
     assert len(found) == len(rules())

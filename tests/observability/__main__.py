@@ -1,4 +1,4 @@
-"""`make dashboard`: replicas under traffic, and what a real Prometheus answers to the dashboard, as docs/dashboard.png."""
+"""`make dashboard`: replicas under traffic, and what a real Prometheus answers to the dashboard, as a picture."""
 
 import asyncio
 

@@ -77,7 +77,12 @@ FRESHNESS = Row(
             },
             unit="percentunit",
         ),
-        Panel("Event time to commit", quantiles("event_age_seconds"), unit="s"),
+        Panel(
+            "Event time to commit",
+            quantiles("event_age_seconds"),
+            unit="s",
+            description="From the event's own time. Between 5 s and 30 s it is interpolated in one wide bucket.",
+        ),
         Panel(
             "Oldest record not yet applied",
             {"partition {{partition}}": "max by (partition) (conversation_lag_seconds)"},
@@ -151,9 +156,7 @@ CONFLICTS = Row(
 KAFKA = Row(
     "Kafka",
     (
-        Panel(
-            "Records behind", {"partition {{partition}}": "sum by (topic, partition) (conversation_lag_records)"}
-        ),
+        Panel("Records behind", {"partition {{partition}}": "sum by (topic, partition) (conversation_lag_records)"}),
         Panel(
             "Partitions",
             {
@@ -198,9 +201,7 @@ POSTGRESQL = Row(
     "PostgreSQL",
     (
         Panel("Transactions", {"{{operation}}": rate("db_transaction_seconds_count", "operation")}, unit="ops"),
-        Panel(
-            "Duration, 99 %", {"{{operation}}": quantile(0.99, "db_transaction_seconds", "operation")}, unit="s"
-        ),
+        Panel("Duration, 99 %", {"{{operation}}": quantile(0.99, "db_transaction_seconds", "operation")}, unit="s"),
         Panel("Connections", {"{{state}}": "sum by (state) (conversation_db_pool_connections)"}),
         Panel("Rows held by somebody else", {"{{instance}}": "conversation_blocked_conversations"}),
     ),
@@ -219,7 +220,7 @@ DEAD_LETTERS = Row(
         ),
         Panel(
             "In this range, by reason",
-            {"{{reason}}": f"sum by (reason) (increase(conversation_dead_letters_total[{RANGE}])) > 0"},
+            {"{{reason}}": f"round(sum by (reason) (increase(conversation_dead_letters_total[{RANGE}]))) > 0"},
             kind=Kind.NUMBER,
         ),
         Panel("Misplaced records", {"{{topic}}": rate("misplaced_records_total", "topic")}, unit="ops"),
@@ -229,13 +230,13 @@ RUNTIME = Row(
     "Runtime",
     (
         Panel("Ready", {"{{instance}}": "conversation_ready"}),
-        Panel("CPU", {"{{job}} {{instance}}": f"rate(process_cpu_seconds_total[{INTERVAL}])"}, unit="percentunit"),
-        Panel("Memory", {"{{job}} {{instance}}": "process_resident_memory_bytes"}, unit="bytes"),
+        Panel("CPU", {"{{instance}}": f"rate(process_cpu_seconds_total[{INTERVAL}])"}, unit="percentunit"),
+        Panel("Memory", {"{{instance}}": "process_resident_memory_bytes"}, unit="bytes"),
         Panel(
             "Event loop",
             {
                 "late by, {{instance}}": "conversation_event_loop_lag_seconds",
-                "since the last poll, {{instance}}": "time() - conversation_last_poll_timestamp_seconds",
+                "since the last poll, {{instance}}": "time() - (conversation_last_poll_timestamp_seconds > 0)",
             },
             unit="s",
         ),

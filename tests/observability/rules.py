@@ -19,7 +19,16 @@ NEVER, ALWAYS = "vector(0) > 1", "vector(1)"
 NUMBER = re.compile(r'(?<![\w.:"\[])\d+(?:\.\d+)?(?![\w."\]])')
 WINDOW = re.compile(r"\[(\d+)([mh])\]")
 MATCHERS = re.compile(r"\{[^}]*\}")
-OPERATORS = {r">": "<", r"<": ">", r"==": "!=", r" and ": " or ", r" or ": " and ", r" / ": " * ", r"> 0(?![.\d])": ">= 0"}
+OPERATORS = {
+    r">": "<",
+    r"<": ">",
+    r"==": "!=",
+    r" and ": " or ",
+    r" or ": " and ",
+    r" / ": " * ",
+    r"> 0(?![.\d])": ">= 0",
+}
+"""Pattern -> what takes its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,8 @@ def mutants(alert: str) -> Iterator[Mutant]:
 def _expressions(expr: str) -> Iterator[tuple[str, str]]:
     for match in NUMBER.finditer(expr):
         number = float(match[0])
-        for other in (number * 1.25, number * 0.8) if number else (1.0,):
-            yield _replaced(expr, match, f"{other:g}")
+        for changed in (number * 1.25, number * 0.8) if number else (1.0,):
+            yield _replaced(expr, match, f"{changed:g}")
     for match in WINDOW.finditer(expr):
         yield _replaced(expr, match, f"[{2 * int(match[1])}{match[2]}]")
     for match in MATCHERS.finditer(expr):

@@ -27,9 +27,13 @@ QUIET_SECONDS = 15
 
 @dataclass(slots=True)
 class Recording:
-    """A Prometheus that has seen a run; what happened when, as Unix times. The last step is the end."""
+    """A Prometheus that has seen a run; what happened when, as Unix times. The last step is the end.
+
+    `names` of the processes are by their address.
+    """
 
     prometheus: Prometheus
+    names: dict[str, str]
     steps: list[tuple[float, str]] = field(default_factory=list)
 
     def step(self, what: str) -> None:
@@ -37,7 +41,7 @@ class Recording:
 
 
 class Processes:
-    """Two replicas, one that takes over from the first, and a ticker. Those that were started are stopped at the end."""
+    """Two replicas, one that takes over from the first, and a ticker. Whoever was started is stopped at the end."""
 
     def __init__(self, environment: Environment, stack: AsyncExitStack) -> None:
         self._stack = stack
@@ -48,6 +52,12 @@ class Processes:
     @property
     def jobs(self) -> dict[str, list[int]]:
         return {"consumer": [self.first.port, self.second.port, self.third.port], "ticker": [self.ticker.port]}
+
+    @property
+    def names(self) -> dict[str, str]:
+        ports = [self.first.port, self.second.port, self.third.port]
+        names = {f"127.0.0.1:{port}": f"replica-{number}" for number, port in enumerate(ports, start=1)}
+        return names | {f"127.0.0.1:{self.ticker.port}": "ticker-1"}
 
     async def start(self, *processes: Replica) -> None:
         for process in processes:
@@ -65,7 +75,7 @@ async def recorded_run(found: Services) -> AsyncIterator[Recording]:
     """Yields the recording of a run that is over."""
     async with prepared(found, None) as environment, AsyncExitStack() as stack:
         processes = Processes(environment, stack)
-        recording = Recording(Prometheus(processes.jobs))
+        recording = Recording(Prometheus(processes.jobs), processes.names)
         stack.callback(recording.prometheus.stop)
         await processes.start(processes.first, processes.second, processes.ticker)
         await _until_scraped(recording.prometheus)

@@ -56,8 +56,9 @@ class Prometheus:
     async def ask(self, what: str, **parameters: str) -> Any:
         """The data of an answer of the HTTP API. Raises `DevstackError` where Prometheus takes no such question."""
         address = f"/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        answer = json.loads(await asyncio.to_thread(self._get, address) or '{"error": "no answer"}')
-        if answer.get("status") != "success":
+        text: str | None = await asyncio.to_thread(self._get, address)
+        answer = json.loads(text) if text else {"error": "no answer"}
+        if "data" not in answer:
             raise DevstackError(f"Prometheus, {parameters}: {answer['error']}")
         return answer["data"]
 
