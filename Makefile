@@ -1,4 +1,5 @@
-# Needs make, git and Python >= 3.11 with venv; everything else is installed into .venv.
+# Needs make, git and Python >= 3.11 with venv; everything else is installed into .venv. The tests of the Prometheus rules
+# need Prometheus.
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))

@@ -236,7 +236,8 @@ RUNTIME = Row(
             "Event loop",
             {
                 "late by, {{instance}}": "conversation_event_loop_lag_seconds",
-                "since the last poll, {{instance}}": "time() - (conversation_last_poll_timestamp_seconds > 0)",
+                "since the last poll, {{instance}}": "timestamp(conversation_last_poll_timestamp_seconds) "
+                "- (conversation_last_poll_timestamp_seconds > 0)",
             },
             unit="s",
         ),

@@ -83,10 +83,12 @@ async def _ask(recording: Recording, panel: Panel) -> Series:
         start = ended if panel.kind is Kind.NUMBER else began
         parameters = {"query": substituted(expr, ended - began), "start": f"{start}", "end": f"{ended}", "step": "1"}
         answer = await recording.prometheus.ask("query_range", **parameters)
+        lines: Series = []
         for series in answer["result"]:
             labels = {**series["metric"], "instance": names.get(series["metric"].get("instance", ""), "")}
             points = [(float(moment) - began, float(value)) for moment, value in series["values"]]
-            found.append((_legend(legend, labels), points))
+            lines.append((_legend(legend, labels), points))
+        found += sorted(lines)
     return found
 
 
