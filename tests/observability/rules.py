@@ -53,14 +53,14 @@ def recorded() -> dict[str, Rule]:
 
 
 @cache
-def test_groups() -> list[dict[str, Any]]:
+def case_groups() -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = yaml.safe_load(TESTS.read_text())["tests"]
     return groups
 
 
 def cases(alert: str) -> list[dict[str, Any]]:
     """The cases of an alert, each at a time."""
-    return [case for group in test_groups() for case in group["alert_rule_test"] if case["alertname"] == alert]
+    return [case for group in case_groups() for case in group["alert_rule_test"] if case["alertname"] == alert]
 
 
 def depends_on(alert: Rule) -> list[Rule]:
@@ -108,7 +108,7 @@ def write_reduced(directory: Path, alert: str, mutant: Mutant) -> Path:
     (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "reduced", "rules": kept}]}))
     groups = [
         {**group, "alert_rule_test": own}
-        for group in test_groups()
+        for group in case_groups()
         if (own := [case for case in group["alert_rule_test"] if case["alertname"] == alert])
     ]
     test = directory / "rules_test.yaml"
