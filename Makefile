@@ -1,4 +1,5 @@
-# Needs make, git and Python >= 3.11 with venv; everything else is installed into .venv.
+# Needs make, git and Python >= 3.11 with venv; everything else is installed into .venv. The tests of the Prometheus rules
+# need Prometheus.
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
@@ -7,7 +8,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile lint ci lock schemas docs kubernetes-rules kubernetes-check image clean
+.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check image clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 SEED ?= 0
@@ -60,6 +61,13 @@ bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly 
 
 profile: install ## where the time of a replica goes
 	$(BIN)/python -m tests.benchmarks.profile
+
+rules: ## check and test the Prometheus rules (needs promtool: apt-get install prometheus)
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool test rules deploy/prometheus/rules_test.yaml
+
+dashboard: install ## run replicas under traffic and draw what a real Prometheus answers to the dashboard (docs/dashboard.png)
+	$(BIN)/python -m tests.observability
 
 lint: install ## style, types, import directions
 	$(BIN)/ruff check .

@@ -181,6 +181,12 @@ class Metrics:
         self.blocked_conversations = Gauge(
             "conversation_blocked_conversations", "Conversations whose row somebody else holds for long.", registry=reg
         )
+        self.ready = Gauge(
+            "conversation_ready", "1 while /readyz is, the database's answer aside; else 0.", registry=reg
+        )
+        self.stopped_partitions = Gauge(
+            "conversation_stopped_partitions", "Partitions that wait for an operator to set their offset.", registry=reg
+        )
         self.assigned_partitions = Gauge("conversation_assigned_partitions", "Partitions owned.", registry=reg)
         self.paused_partitions = Gauge("conversation_paused_partitions", "Partitions not being fetched.", registry=reg)
         self.rebalances = Counter("conversation_rebalances_total", "Group rebalances.", ["phase"], registry=reg)
@@ -212,7 +218,10 @@ class Metrics:
             registry=reg,
         )
         self.db_pool_connections = Gauge(
-            "conversation_db_pool_connections", "Pool connections.", ["state"], registry=reg
+            "conversation_db_pool_connections",
+            "Pool connections: in_use, idle, and unopened (those that may still be opened).",
+            ["state"],
+            registry=reg,
         )
         self.build_info = Gauge("conversation_build_info", "Always 1.", ["version"], registry=reg)
         for operation in ("load", "save", "timers"):

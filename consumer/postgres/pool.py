@@ -49,6 +49,10 @@ class Pool:
     def idle(self) -> int:
         return self._current.checkedin()
 
+    @property
+    def unopened(self) -> int:
+        return self._current.size() - self.in_use - self.idle
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection of the driver's; each statement commits for itself, unless in a transaction.

@@ -73,6 +73,7 @@ class PostgresStore:
         self._metrics = metrics or Metrics()
         self._metrics.db_pool_connections.labels("in_use").set_function(lambda: self._pool.in_use)
         self._metrics.db_pool_connections.labels("idle").set_function(lambda: self._pool.idle)
+        self._metrics.db_pool_connections.labels("unopened").set_function(lambda: self._pool.unopened)
 
     @classmethod
     @asynccontextmanager

@@ -72,6 +72,8 @@ async def test_a_replica_says_how_it_is_doing(group: Group) -> None:
     assert len(facts["partitions"]) == PARTITIONS
     assert {partition["lag_records"] for partition in facts["partitions"]} == {0}
     assert (facts["events"], facts["conflict_rate"], facts["mean_retries"]) == (4, 0, 0)
+    assert await replica.count("conversation_ready") == 1
+    assert await replica.count("conversation_stopped_partitions") == 0
     assert facts["dead_letters"] == {"invalid_json": 1}
     assert facts["last_dead_letter_reasons"][0].endswith("invalid_json")
     assert shown.readiness == "ready"
@@ -100,6 +102,8 @@ async def test_a_replica_that_is_not_ready_says_why(group: Group) -> None:
         return status == 200 and "is outside the log" in body
 
     await until(says_why, "the status says why")
+    assert await replica.count("conversation_ready") == 0
+    assert await replica.count("conversation_stopped_partitions") == 1
     assert "offsets set" in (await page(replica)).readiness
 
 

@@ -9,6 +9,7 @@ from consumer.lifecycle.model import Author, Outcome
 from consumer.observability.metrics import Metrics
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
+from consumer.settings import DatabaseSettings
 from tests.builders import close, message
 from tests.conftest import opened
 from tests.integration.test_postgres import LOCK_C1, apply, outsider
@@ -55,6 +56,8 @@ class TestOutages:
             await apply(watched, message(at=NOW))
 
             assert counted(metrics, "conversation_db_pool_connections", state="idle") == 1
+            assert counted(metrics, "conversation_db_pool_connections", state="in_use") == 0
+            assert counted(metrics, "conversation_db_pool_connections", state="unopened") == DatabaseSettings().writers
 
     async def test_an_error_does_not_quote_what_was_written(self, store: PostgresStore, database: str) -> None:
         await execute(database, "ALTER TABLE conversation_event ADD COLUMN tenant text NOT NULL")

@@ -1,4 +1,4 @@
-"""The parts of docs/ that follow from the code: `python -m tests.model.documents` writes them anew."""
+"""What follows from the code in docs/, and the dashboard: `python -m tests.model.documents` writes it anew."""
 
 import re
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 from consumer.commands import config
 from consumer.lifecycle.model import Policy
 from tests.model import explorer
+from tests.observability import grafana, runbooks
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -16,18 +17,21 @@ SECTIONS: dict[str, tuple[Path, Callable[[], str]]] = {
         DOCS / "lifecycle.md",
         lambda: explorer.markdown(explorer.survey(explorer.explored(Policy()))),
     ),
+    "alerts": (DOCS / "operations.md", lambda: runbooks.table("runbooks/")),
+    "runbooks": (DOCS / "runbooks" / "README.md", lambda: runbooks.table("")),
 }
 
 
 def write_section(file: Path, name: str, body: str) -> None:
     """Puts `body` between the two comments of section `name`."""
-    section = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*(\n<!-- end of {name} -->)", re.DOTALL)
+    section = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(\n?<!-- end of {name} -->)", re.DOTALL)
     text = file.read_text()
     if not section.search(text):
         raise LookupError(f"{file.name} has no section {name}")
-    file.write_text(section.sub(lambda match: match[1] + body + match[2], text))
+    file.write_text(section.sub(lambda match: f"{match[1]}{body}\n{match[2].lstrip()}", text))
 
 
 if __name__ == "__main__":
     for name, (file, markdown) in SECTIONS.items():
         write_section(file, name, markdown())
+    grafana.DASHBOARD.write_text(grafana.as_json())

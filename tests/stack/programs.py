@@ -2,7 +2,13 @@
 
 import shutil
 
-PACKAGES = {"chromium": "chromium", "openssl": "openssl", "pgbouncer": "pgbouncer"}
+PACKAGES = {
+    "chromium": "chromium",
+    "openssl": "openssl",
+    "pgbouncer": "pgbouncer",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+}
 """Program -> its package."""
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from consumer.commands import config
 from consumer.commands.root import COMMANDS
-from consumer.observability.metrics import Metrics
 from tests.benchmarks.report import RESULTS, markdown
 
 ROOT = Path(__file__).parents[2]
@@ -99,15 +98,6 @@ def test_every_test_that_the_documents_name_exists() -> None:
 
     assert named
     assert {name for name in named if not re.search(rf"(def|class) {name}\b", tests)} == set()
-
-
-def test_every_metric_that_the_documents_name_exists() -> None:
-    families = {family.name for family in Metrics().registry.collect()}
-    text = "\n".join(DOCUMENTS.values())
-    named = set(re.findall(r"\bconversation_\w+?(?=_total|_sum\[|_count\[|\{)", text))
-
-    assert named
-    assert named <= families
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
