@@ -26,6 +26,7 @@ from tests.demo.environment import (
     POLL_SECONDS,
     WAIT_SECONDS,
     Environment,
+    Relays,
     prepared,
     relaying,
     running,
@@ -110,7 +111,7 @@ async def demo(found: Services, view: View, options: Options) -> Result:
         relaying(environment) as relays,
         participants(environment, options, ledger, replicas) as everybody,
     ):
-        await write(everybody, view)
+        await write(everybody, relays, view)
         metrics = await everybody.scraped()
         view.step("stopping the replicas")
         codes = [await replica.stop() for replica in replicas]
@@ -124,8 +125,9 @@ async def demo(found: Services, view: View, options: Options) -> Result:
         views = await analysts_views(environment.database)
     view.step("judging it")
     verdicts = await asyncio.to_thread(judge, options, ledger, evidence, metrics, comparison, codes)
-    verdicts.append(downstream.agrees(evidence.conversations))
-    stream = Stream(len(downstream.known), downstream.repeats, relays.kills)
+    agreement = downstream.agrees(evidence.conversations)
+    verdicts.append(agreement)
+    stream = Stream(len(downstream.known), downstream.repeats, relays.kills, len(agreement.violations))
     view.step("measuring contention: 1 to 16 writers on 10 conversations")
     return Result(options, ledger, metrics, comparison, verdicts, stream, views, await sweep(found.postgres))
 
@@ -167,7 +169,7 @@ async def participants(
         yield Participants(environment, options, ledger, replicas, naive, producer, writers, metrics)
 
 
-async def write(everybody: Participants, view: View) -> None:
+async def write(everybody: Participants, relays: Relays, view: View) -> None:
     """Traffic, concurrent writers and races at once; then ticks for all, until both have read the log to its end."""
     options, environment, ledger = everybody.options, everybody.environment, everybody.ledger
     traffic, stop = Traffic(options.seed, ledger), asyncio.Event()
@@ -186,6 +188,7 @@ async def write(everybody: Participants, view: View) -> None:
         await publish(options, lambda count: everybody.producer.publish(environment.topic, traffic.records(count)))
         everybody.races = await racing
         stop.set()
+        await relays.spare()
         await everybody.producer.publish(environment.topic, traffic.ticks())
     await environment.until_applied(ledger.records)
     await until_all_ready(everybody.replicas)

@@ -14,7 +14,7 @@ class Downstream:
 
     known: set[str] = field(default_factory=set)
     statuses: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-    """Conversation id -> the latest version, its session and status."""
+    """Conversation id -> its last session, the latest version of that, and the status."""
     repeats: int = 0
 
     def read(self, transitions: Iterable[Transition]) -> None:
@@ -23,12 +23,13 @@ class Downstream:
                 self.repeats += 1
                 continue
             self.known.add(event.id)
-            if event.data.version > self.statuses.get(event.subject, (0, 0, ""))[0]:
-                self.statuses[event.subject] = event.data.version, event.data.session, event.data.to_status
+            # A closing may come to be reclassified when the next session is open: the status is that of the last one.
+            place = event.data.session, event.data.version, event.data.to_status
+            self.statuses[event.subject] = max(place, self.statuses.get(event.subject, place))
 
     def agrees(self, conversations: Mapping[str, Conversation]) -> Verdict:
         """Whether it has the current session and status of each conversation."""
         expected = {key: (c.sessions[-1].number, str(c.sessions[-1].status)) for key, c in conversations.items()}
-        found = {key: (session, status) for key, (_, session, status) in self.statuses.items()}
+        found = {key: (session, status) for key, (session, _, status) in self.statuses.items()}
         wrong = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
         return Verdict("a reader of the transitions alone agrees with the tables", len(expected), tuple(sorted(wrong)))

@@ -5,7 +5,7 @@ import secrets
 import signal
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tests.traffic import SHORT_POLICY
 PARTITIONS = 4
 REPLICAS = 2
 RELAYS = 2
-KILL_SECONDS = 4.0
+KILL_SECONDS = 5.0
 UNPUBLISHED = "SELECT count(*) FROM transition_outbox"
 POLL_SECONDS = 0.1
 WAIT_SECONDS = 90
@@ -132,18 +132,32 @@ class Relays:
         self.kills = 0
         self._environment = environment
         self._running: list[Replica] = []
+        self._quiet = asyncio.Event()
+        self._killing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        log = self._environment.logs / f"relay-{self.kills + len(self._running)}.log"
+        for _ in range(RELAYS):
+            await self._start_one()
+        self._killing = asyncio.create_task(self._kill_now_and_then())
+
+    async def _start_one(self) -> None:
+        log = self._environment.logs / f"relay-{self.kills}-{len(self._running)}.log"
         self._running.append(await Replica(self._environment.settings, log, "consumer", "outbox").start())
 
-    async def kill_now_and_then(self) -> None:
+    async def _kill_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(KILL_SECONDS)
-            victim = self._running.pop(0)
-            await victim.stop(signal.SIGKILL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), KILL_SECONDS)
+                return
+            await self._running.pop(0).stop(signal.SIGKILL)
             self.kills += 1
-            await self.start()
+            await self._start_one()
+
+    async def spare(self) -> None:
+        """Kills no more."""
+        self._quiet.set()
+        if self._killing is not None:
+            await self._killing
 
     async def until_all_is_published(self) -> None:
         connection = await asyncpg.connect(self._environment.database)
@@ -162,13 +176,11 @@ class Relays:
 @asynccontextmanager
 async def relaying(environment: Environment) -> AsyncIterator[Relays]:
     relays = Relays(environment)
-    for _ in range(RELAYS):
-        await relays.start()
-    killing = asyncio.create_task(relays.kill_now_and_then())
     try:
+        await relays.start()
         yield relays
     finally:
-        killing.cancel()
+        await relays.spare()
         await relays.stop()
 
 

@@ -49,11 +49,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a reader of the transition topic got: transitions, repeats of them, and how often a relay was killed."""
+    """What a reader of the transition topic got, how often a relay was killed, and how many statuses it has wrong."""
 
     transitions: int
     repeats: int
     kills: int
+    wrong: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,9 @@ def print_screen(console: Console, result: Result) -> None:
         f"Tried: {sent:,} events to 2 replicas of ours, 2 concurrent writers and a lock\n"
         f"       holder, {result.comparison.races} races on purpose; a naive writer got the same.\n"
         f"Held:  {len(held)} of {len(result.verdicts)} invariants, "
-        f"{sum(verdict.looked_at for verdict in held):,} facts looked at.\n"
-        f"Sent on: {result.stream.transitions:,} changes of status, {result.stream.repeats:,} of them twice, while a relay "
-        f"was\n         killed {result.stream.kills} times; a reader of that topic alone has every status."
+        f"{sum(verdict.looked_at for verdict in held):,} facts looked at."
     )
+    console.print(_sent_on(result.stream))
     console.print(_comparison(result))
     console.print(f"{conflicts} of {committed} writes lost a race: conflict rate {rate}, mean retries {mean}")
     console.print(_contention(result.contention))
@@ -128,6 +128,14 @@ def _closing_sentence(result: Result) -> str:
     return (
         f"Nothing was lost and nothing applied twice. On the same traffic the naive writer\n"
         f"lost {lost:,} updates and applied {double:,} events twice."
+    )
+
+
+def _sent_on(stream: Stream) -> str:
+    reader = f"has {stream.wrong:,} statuses wrong" if stream.wrong else "has every status"
+    return (
+        f"Sent on: {stream.transitions:,} changes of status, {stream.repeats:,} of them twice, while a relay was\n"
+        f"       killed {stream.kills} times. A reader of that topic alone {reader}."
     )
 
 
