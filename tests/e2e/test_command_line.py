@@ -38,8 +38,8 @@ def imported_by(*arguments: str) -> set[str]:
     return {name.split(".")[0] for name in lines}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",)])
-def test_help_and_version_import_no_driver_and_no_model(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("healthcheck", "--help")])
+def test_what_must_be_quick_imports_no_driver_and_no_model(arguments: tuple[str, ...]) -> None:
     assert imported_by(*arguments) & HEAVY == set()
 
 
@@ -147,6 +147,7 @@ class TestConfig:
         ("dead-letters", "list", "--since", "yesterday"),
         ("conversation", "show"),
         ("top",),
+        ("healthcheck", "--port", "0"),
         ("prune", "--older-than", "soon"),
     ],
     ids=" ".join,
