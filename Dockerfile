@@ -28,7 +28,7 @@ HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["co
 ENTRYPOINT ["conversation-consumer"]
 CMD ["run"]
 # Last, since they change with each build.
-ARG BASE VERSION=unknown REVISION=unknown CREATED=unknown SOURCE=unknown
+ARG BASE VERSION="" REVISION="" CREATED="" SOURCE=""
 LABEL org.opencontainers.image.title="conversation-consumer" \
       org.opencontainers.image.description="Keeps one row per customer conversation right while users, agents, support and timers write at once." \
       org.opencontainers.image.licenses="MIT" \

@@ -20,7 +20,8 @@ def healthcheck(
     live: Annotated[bool, typer.Option("--live", help="Ask whether it is alive, not whether it is ready.")] = False,
     host: Annotated[str, typer.Option(envvar="CONSUMER_HTTP__HOST", help="Where it listens.")] = "0.0.0.0",  # noqa: S104
     port: Annotated[
-        int, typer.Option(envvar="CONSUMER_HTTP__PORT", min=1, max=65535, help="Its port; a free one (0) is unknown here.")
+        int,
+        typer.Option(envvar="CONSUMER_HTTP__PORT", min=1, max=65535, help="Its port; a free one is unknown here."),
     ] = 8080,
 ) -> None:
     """Ask the replica or ticker that runs here whether it is ready. Exit code 1, and why, if it is not."""
