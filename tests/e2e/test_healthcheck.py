@@ -4,7 +4,6 @@ import signal
 
 import pytest
 
-from consumer.settings import HttpSettings
 from tests.e2e.conftest import PARTITIONS, Group, until
 from tests.e2e.test_commands import command
 
@@ -50,11 +49,14 @@ async def test_a_replica_that_is_frozen_is_unhealthy_in_time(group: Group) -> No
     assert err == f"error: no answer from http://127.0.0.1:{replica.port}/readyz: timed out\n"
 
 
-async def test_it_asks_where_a_replica_serves_by_default(group: Group) -> None:
-    _, out, _ = await command(group, "healthcheck", "--help")
+@pytest.mark.parametrize(
+    ("port", "code", "said"), [("1", 1, "no answer from http://127.0.0.1:1/readyz"), ("0", 2, "give it one")]
+)
+async def test_where_nobody_can_be_asked_it_says_so(group: Group, port: str, code: int, said: str) -> None:
+    found, out, err = await command(group, "healthcheck", CONSUMER_HTTP__PORT=port)
 
-    assert f"[default: {HttpSettings().port}]" in out
-    assert f"[default: {HttpSettings().host}]" in out
+    assert (found, out) == (code, "")
+    assert said in err
 
 
 async def started(group: Group) -> bool:

@@ -42,7 +42,6 @@ async def nothing(stack: Services) -> AsyncIterator[Settings]:
         ("dead-letters list", 2, "conversation-consumer topics"),
         ("prune", 2, "create the database"),
         ("top 127.0.0.1:1 --rounds 1", 0, "Cannot connect"),
-        ("healthcheck --port 1", 1, "no answer from http://127.0.0.1:1/readyz"),
     ],
 )
 async def test_without_a_database_and_topics_each_command_says_what_to_do(
