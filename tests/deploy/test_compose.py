@@ -17,6 +17,7 @@ from consumer.settings import KafkaSettings
 from tests.builders import message
 from tests.deploy.conftest import ROOT
 from tests.e2e.conftest import Group, until
+from tests.stack.containers import kafka_answers
 from tests.stack.process import free_port
 from tests.stack.replica import Replica
 
@@ -78,7 +79,9 @@ class Deployment:
         return list(self.engine.containers.list(all=True, filters={"label": labels if service else labels[:1]}))
 
     async def publish(self, count: int = 300, times: int = 2) -> None:
-        """Publishes new events of a few conversations, each of them `times` times."""
+        """Publishes new events of a few conversations, each of them `times` times, once Kafka answers."""
+        kafka = self.group.kafka.bootstrap_servers
+        await until(lambda: kafka_answers(kafka), "Kafka answers on the host", SECONDS)
         now = datetime.now(UTC)
         events = [message(at=now, conversation_id=f"c-{number % 20}") for number in range(count)]
         for _ in range(times):

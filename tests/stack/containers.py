@@ -116,7 +116,7 @@ def _started(container: DockerContainer, image: str) -> Iterator[None]:
 def _await_kafka(container: DockerContainer, address: str) -> None:
     """Raises `DevstackError` with what the container printed, if it does not answer in time or ends."""
     deadline = time.monotonic() + START_SECONDS
-    while not asyncio.run(_answers(address)):
+    while not asyncio.run(kafka_answers(address)):
         container.get_wrapped_container().reload()
         if time.monotonic() > deadline or container.get_wrapped_container().status != "running":
             printed = b"".join(container.get_logs()).decode(errors="replace")[-2000:]
@@ -124,7 +124,7 @@ def _await_kafka(container: DockerContainer, address: str) -> None:
         time.sleep(0.2)
 
 
-async def _answers(address: str) -> bool:
+async def kafka_answers(address: str) -> bool:
     """Whether the broker, not only the engine's port, answers. The client would log each failure."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
