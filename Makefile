@@ -8,9 +8,11 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check image clean
+.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check image image-check deploy-check sbom audit clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
+IMAGE ?= conversation-consumer
+BASE ?= python:3.13-slim
 SEED ?= 0
 
 help: ## show this help
@@ -96,13 +98,29 @@ docs: install ## write the parts of docs/ that follow from the code
 	$(BIN)/python -m tests.model.documents
 
 kubernetes-rules: install ## write the PrometheusRule of deploy/k8s from deploy/prometheus/rules.yaml
-	$(BIN)/python -m tests.deploy.prometheus_rule
+	$(BIN)/python -m tests.kubernetes.prometheus_rule
 
 kubernetes-check: install ## render deploy/k8s, validate it against published schemas, check what it promises
-	$(BIN)/pytest tests/deploy
+	$(BIN)/pytest tests/kubernetes
 
-image: ## build the container image
-	docker build -t conversation-consumer .
+image: ## build the container image (IMAGE=name BASE=python:3.13-slim@sha256:... SOURCE=address of the sources)
+	docker build --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg SOURCE=$(SOURCE) \
+		--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' consumer/__init__.py) \
+		--build-arg REVISION=$$(git describe --always --dirty --abbrev=40) \
+		--build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
+
+image-check: install ## build the image, look at what is in it and run it for real; needs a Docker engine
+	$(BIN)/pytest -m deploy tests/deploy/test_image.py
+
+deploy-check: install ## the same, and deploy/compose.yaml through kills and restarts (COMPOSE=docker-compose forces that one)
+	$(BIN)/pytest -m deploy tests/deploy
+
+sbom: install ## what the image installs, as CycloneDX: build/sbom.json
+	@mkdir -p build
+	$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible -o build/sbom.json requirements.lock
+
+audit: install ## look the locked requirements up in the advisory database; fails where it cannot be asked
+	@$(BIN)/python -m tests.deploy.audit requirements.lock
 
 clean: ## remove what the other targets made
 	rm -rf .venv mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

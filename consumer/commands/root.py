@@ -23,6 +23,7 @@ COMMANDS = {
     "dead-letters": "Records that hold no valid event: list, show, replay.",
     "prune": "Remove history older than a horizon.",
     "top": "Watch replicas: rate, lag, conflicts, retries, dead letters.",
+    "healthcheck": "Ask the replica or ticker that runs here whether it is ready.",
     "doctor": "Check that everything is in place, and say what to do where it is not.",
     "config": "List every setting: its value, where the value comes from, what it does.",
 }

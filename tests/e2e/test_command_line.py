@@ -43,8 +43,9 @@ def test_help_and_version_import_no_driver_and_no_model(arguments: tuple[str, ..
     assert imported_by(*arguments) & HEAVY == set()
 
 
-def test_config_imports_the_settings_and_no_driver() -> None:
-    assert imported_by("config") & HEAVY == {"pydantic"}
+@pytest.mark.parametrize("arguments", [("config",), ("healthcheck", "--help")])
+def test_what_needs_the_settings_alone_imports_no_driver(arguments: tuple[str, ...]) -> None:
+    assert imported_by(*arguments) & HEAVY == {"pydantic"}
 
 
 def test_a_replica_does_not_import_alembic() -> None:

@@ -172,7 +172,8 @@ class TestHalfOpenNetwork:
         assert address.hostname is not None
         assert address.port is not None
         async with Proxy.open(address.hostname, address.port) as network, observer(database) as server:
-            through = address._replace(netloc=f"{address.username}@127.0.0.1:{network.port}").geturl()
+            user, _, _ = address.netloc.rpartition("@")
+            through = address._replace(netloc=f"{user}@127.0.0.1:{network.port}").geturl()
             async with opened(
                 through, connect_timeout_seconds=0.3, statement_timeout_seconds=0.2, command_timeout_seconds=0.3
             ) as store:

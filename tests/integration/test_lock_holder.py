@@ -102,6 +102,9 @@ async def test_several_may_ask_at_once(store: PostgresStore, database: str) -> N
     await ConversationService(store).apply([message(at=NOW)])
 
     async with holding(database, LOCK) as holder:
+        # The look-up is short, and a new connection may take as long.
+        await asyncio.gather(*(store.now() for _ in range(6)))
+
         assert await asyncio.gather(*(store.lock_holder("c-1") for _ in range(3))) == [holder] * 3
 
 

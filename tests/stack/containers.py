@@ -13,6 +13,7 @@ from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
+from testcontainers.core.network import Network
 
 from consumer.errors import UnavailableError
 from consumer.kafka.admin import admin
@@ -22,13 +23,14 @@ from tests.stack.process import DevstackError, free_port, say
 
 KAFKA_IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 POSTGRES_IMAGE = "postgres:18"
+INTERNAL_PORT = 9094
 START_SECONDS = 60.0
 KAFKA_ENVIRONMENT = {
     "KAFKA_PROCESS_ROLES": "broker,controller",
     "KAFKA_NODE_ID": "1",
     "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
-    # The broker talks to itself, for transactions, where the port on the host is not to be reached.
-    "KAFKA_LISTENERS": "PLAINTEXT://:9092,INTERNAL://localhost:9094,CONTROLLER://:9093",
+    # The broker talks to itself, for transactions, where the port on the host is not to be reached; so do containers.
+    "KAFKA_LISTENERS": f"PLAINTEXT://:9092,INTERNAL://:{INTERNAL_PORT},CONTROLLER://:9093",
     "KAFKA_INTER_BROKER_LISTENER_NAME": "INTERNAL",
     "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
     "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -60,21 +62,29 @@ def check_engine() -> None:
         testcontainers_config.ryuk_disabled = True
 
 
-def start_kafka(stack: ExitStack) -> tuple[str, str]:
-    """The advertised listener must name the port on the host, so that is chosen beforehand."""
+def start_kafka(stack: ExitStack, network: Network | None = None) -> tuple[str, str]:
+    """The advertised listener must name the port on the host, so that is chosen beforehand.
+
+    In a network, containers reach it at `kafka:INTERNAL_PORT`.
+    """
     port = free_port()
     container = DockerContainer(KAFKA_IMAGE).with_bind_ports(9092, port)
     address = f"{container.get_docker_client().host()}:{port}"
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
-    advertised = f"PLAINTEXT://{address},INTERNAL://localhost:9094"
+    if network:
+        container.with_network(network).with_network_aliases("kafka")
+    advertised = f"PLAINTEXT://{address},INTERNAL://{'kafka' if network else 'localhost'}:{INTERNAL_PORT}"
     container.with_envs(**KAFKA_ENVIRONMENT, CLUSTER_ID=cluster_id, KAFKA_ADVERTISED_LISTENERS=advertised)
     stack.enter_context(_started(container, KAFKA_IMAGE))
     _await_kafka(container, address)
     return address, f"container {KAFKA_IMAGE}"
 
 
-def start_postgres(stack: ExitStack) -> tuple[str, str]:
+def start_postgres(stack: ExitStack, network: Network | None = None) -> tuple[str, str]:
+    """In a network, containers reach it at `postgres:5432`."""
     container = PostgresContainer(POSTGRES_IMAGE, driver=None).with_command("postgres -c max_connections=200")
+    if network:
+        container.with_network(network).with_network_aliases("postgres")
     stack.enter_context(_started(container, POSTGRES_IMAGE))
     return container.get_connection_url(), f"container {POSTGRES_IMAGE}"
 
@@ -106,7 +116,7 @@ def _started(container: DockerContainer, image: str) -> Iterator[None]:
 def _await_kafka(container: DockerContainer, address: str) -> None:
     """Raises `DevstackError` with what the container printed, if it does not answer in time or ends."""
     deadline = time.monotonic() + START_SECONDS
-    while not asyncio.run(_answers(address)):
+    while not asyncio.run(kafka_answers(address)):
         container.get_wrapped_container().reload()
         if time.monotonic() > deadline or container.get_wrapped_container().status != "running":
             printed = b"".join(container.get_logs()).decode(errors="replace")[-2000:]
@@ -114,7 +124,7 @@ def _await_kafka(container: DockerContainer, address: str) -> None:
         time.sleep(0.2)
 
 
-async def _answers(address: str) -> bool:
+async def kafka_answers(address: str) -> bool:
     """Whether the broker, not only the engine's port, answers. The client would log each failure."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:

@@ -16,6 +16,7 @@ from tests.benchmarks.report import RESULTS, markdown
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {path: path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))}
+COMPOSED = ("README.md", "docs/operations.md")
 SOURCES = sorted(chain(ROOT.glob("consumer/**/*.py"), ROOT.glob("schemas/*.py")))
 
 
@@ -121,6 +122,13 @@ def test_every_make_target_that_the_documents_name_exists() -> None:
 
     assert named
     assert named <= targets
+
+
+def test_every_compose_command_of_the_readme_is_one_that_the_deploy_check_types() -> None:
+    typed = {name: re.findall(r"^    (docker compose .*)$", DOCUMENTS[ROOT / name], re.MULTILINE) for name in COMPOSED}
+
+    assert typed["README.md"]
+    assert set(typed["README.md"]) <= set(typed["docs/operations.md"])
 
 
 def test_every_command_that_the_documents_name_exists() -> None:

@@ -14,7 +14,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from tests.deploy.manifests import Object
+from tests.kubernetes.manifests import Object
 from tests.stack.maven import class_path
 
 KUBERNETES_VERSIONS = ("1.33", "1.37")

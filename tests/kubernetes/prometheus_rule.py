@@ -1,6 +1,6 @@
 """The PrometheusRule of `deploy/k8s`: the groups of `deploy/prometheus/rules.yaml`, for the Prometheus Operator.
 
-`python -m tests.deploy.prometheus_rule` writes it.
+`python -m tests.kubernetes.prometheus_rule` writes it.
 """
 
 from pathlib import Path

@@ -19,9 +19,9 @@ from consumer.kafka.producer import KafkaProducer
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, message
 from tests.conftest import opened
-from tests.deploy.kafka_users import SecuredKafka, secured_kafka
-from tests.deploy.manifests import Manifests, Object
 from tests.e2e.conftest import until
+from tests.kubernetes.kafka_users import SecuredKafka, secured_kafka
+from tests.kubernetes.manifests import Manifests, Object
 from tests.stack.broker import read_all
 from tests.stack.database import APPLIED
 from tests.stack.replica import Replica

@@ -5,7 +5,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from consumer.settings import Settings, load
-from tests.deploy.manifests import Manifests, Pod
+from tests.kubernetes.manifests import Manifests, Pod
 
 SECRETS = {
     "conversation-database": {"CONSUMER_DATABASE__URL": "postgresql://app:secret@postgres/conversation\n"},

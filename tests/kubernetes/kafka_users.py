@@ -10,7 +10,7 @@ from aiokafka.protocol.admin import CreateAclsRequest
 
 from consumer.kafka.admin import admin
 from consumer.settings import KafkaSettings
-from tests.deploy.manifests import Manifests, Object
+from tests.kubernetes.manifests import Manifests, Object
 from tests.stack.kafka_broker import KafkaBroker
 from tests.stack.process import free_port
 

@@ -9,9 +9,9 @@ from consumer.commands.root import app
 from consumer.errors import ConfigurationError
 from consumer.kafka.client import STOP_SECONDS
 from consumer.settings import variables
-from tests.deploy.manifests import K8S, SERVICES, Manifests, render, selects
-from tests.deploy.schemas import KUBERNETES_VERSIONS, Schemas
-from tests.deploy.settings import SECRETS, secret, settings_of
+from tests.kubernetes.manifests import K8S, SERVICES, Manifests, render, selects
+from tests.kubernetes.schemas import KUBERNETES_VERSIONS, Schemas
+from tests.kubernetes.settings import SECRETS, secret, settings_of
 
 DOCUMENT = K8S.parents[1] / "docs" / "kubernetes.md"
 

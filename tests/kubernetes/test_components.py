@@ -6,9 +6,9 @@ from pathlib import Path
 
 from consumer.commands.topics import PARTITIONS
 from consumer.kafka.admin import HEADER_BYTES, RETENTION_SLACK
-from tests.deploy.manifests import K8S, Manifests, Object, render, selects
-from tests.deploy.prometheus_rule import PROMETHEUS_RULE, RULES, generated
-from tests.deploy.settings import secret, settings_of
+from tests.kubernetes.manifests import K8S, Manifests, Object, render, selects
+from tests.kubernetes.prometheus_rule import PROMETHEUS_RULE, RULES, generated
+from tests.kubernetes.settings import secret, settings_of
 
 
 def test_no_replica_is_without_a_partition(manifests: Manifests, tmp_path: Path) -> None:
