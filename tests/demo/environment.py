@@ -30,7 +30,7 @@ SESSION_SECONDS = 4.0
 TRAIL = """
     CREATE TABLE offset_trail (
         id bigserial, transaction xid8 DEFAULT pg_current_xact_id(),
-        topic text, partition int, before bigint, after bigint
+        topic text, partition int, before bigint, after bigint, at timestamptz DEFAULT clock_timestamp()
     );
     CREATE FUNCTION leave_trail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO offset_trail (topic, partition, before, after)
@@ -62,6 +62,7 @@ class Environment:
             "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
             "CONSUMER_KAFKA__TOPICS": self.topic,
             "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
+            "CONSUMER_KAFKA__TRANSITION_TOPIC": self.kafka.transition_topic,
             "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds),
         }
 
@@ -77,25 +78,35 @@ class Environment:
 
 @asynccontextmanager
 async def prepared(found: Services, bug: str | None) -> AsyncIterator[Environment]:
-    name = f"demo-{secrets.token_hex(4)}"
+    async with unmigrated(found, "demo", bug) as environment:
+        await asyncio.to_thread(migrations.upgrade, environment.database)
+        for statement in (TRAIL, CREATE, *([NO_PRIMARY_KEY] if bug == "dedup" else [])):
+            await execute(environment.database, statement)
+        yield environment
+
+
+@asynccontextmanager
+async def unmigrated(found: Services, prefix: str, bug: str | None = None) -> AsyncIterator[Environment]:
+    """Topics, and a database without a schema."""
+    name = f"{prefix}-{secrets.token_hex(4)}"
     kafka = KafkaSettings(
         bootstrap_servers=found.kafka,
         group_id=name,
         topics=(f"{name}.events",),
         dead_letter_topic=f"{name}.dead-letter",
+        transition_topic=f"{name}.transition",
         session_timeout_seconds=await found.session_seconds(SESSION_SECONDS),
     )
-    with tempfile.TemporaryDirectory(prefix="demo-") as logs:
-        async with new_database(found.postgres, "demo") as database, admin(kafka) as client:
-            await asyncio.to_thread(migrations.upgrade, database)
-            for statement in (TRAIL, CREATE, *([NO_PRIMARY_KEY] if bug == "dedup" else [])):
-                await execute(database, statement)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}-") as logs:
+        async with new_database(found.postgres, prefix) as database, admin(kafka) as client:
             await client.create(kafka.topics[0], PARTITIONS, 1, {})
+            await client.create(kafka.transition_topic, PARTITIONS, 1, {})
             await client.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
             try:
                 yield Environment(kafka, database, Path(logs), bug)
             finally:
-                await delete(kafka.bootstrap_servers, *kafka.topics, kafka.dead_letter_topic)
+                topics = (*kafka.topics, kafka.transition_topic, kafka.dead_letter_topic)
+                await delete(kafka.bootstrap_servers, *topics)
 
 
 @asynccontextmanager
