@@ -80,8 +80,8 @@ def install(revision: str | None, directory: Path) -> Build:
 
 def find_commit(revision: str | None, root: Path = ROOT) -> str:
     """The commit of a revision; by default the parent of the one that brought the newest migration."""
-    wanted = revision or _before_the_newest_migration(root)
     try:
+        wanted = revision or _before_the_newest_migration(root)
         return (
             _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}", root=root)
             .decode()

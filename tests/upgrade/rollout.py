@@ -39,6 +39,7 @@ class Plan:
     events_per_second: int = 400
     hold_seconds: float = 5.0
     seed: int = 1
+    forward_again: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +77,24 @@ class Rollout:
         self.steps.append(Step(name, started, await self._now()))
 
     async def start(self, build: Build) -> None:
-        self.replicas = [await self._started(build, "run") for _ in range(self.plan.replicas)]
-        await self.serve("ticker", build)
+        self.replicas = [await self._start(build, "run") for _ in range(self.plan.replicas)]
+        for replica in self.replicas:
+            await self._until_ready(replica)
+        await self.serve_all(build, "ticker")
 
     async def replace(self, number: int, build: Build) -> None:
         """First the old process ends, then the new one starts: as with `maxSurge: 0`."""
         await self._stop(f"replica {number + 1}", self.replicas[number])
-        self.replicas[number] = await self._started(build, "run")
+        self.replicas[number] = await self._start(build, "run")
+        await self._until_ready(self.replicas[number])
 
-    async def serve(self, service: Service, build: Build) -> None:
-        await self.end(service)
-        self.services[service] = await self._started(build, service)
+    async def serve_all(self, build: Build, *services: Service) -> None:
+        """Ends those that run and starts those of the build."""
+        for service in services:
+            await self.end(service)
+            self.services[service] = await self._start(build, service)
+        for service in services:
+            await self._until_ready(self.services[service])
 
     async def end(self, service: Service) -> None:
         if process := self.services.pop(service, None):
@@ -108,12 +116,10 @@ class Rollout:
         for process in (*self.replicas, *self.services.values()):
             await process.stop(signal.SIGKILL)
 
-    async def _started(self, build: Build, command: str) -> Replica:
+    async def _start(self, build: Build, command: str) -> Replica:
         self._logs += 1
         log = self.environment.logs / f"{self._logs:02}-{command}.log"
-        process = await build.replica(command, self.environment.settings, log).start()
-        await self._until_ready(process)
-        return process
+        return await build.replica(command, self.environment.settings, log).start()
 
     async def _until_ready(self, process: Replica) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -141,7 +147,7 @@ class Rollout:
 
 async def play(rollout: Rollout, old: Build, new: Build) -> datetime:
     """Everything in its order; returns the time to which all deadlines are settled."""
-    environment, settings = rollout.environment, rollout.environment.settings
+    environment, plan, settings = rollout.environment, rollout.plan, rollout.environment.settings
     old_head, new_head = await old.head(settings), await new.head(settings)
     await rollout.migrate(old, old_head)
     await execute(environment.database, TRAIL)
@@ -152,12 +158,15 @@ async def play(rollout: Rollout, old: Build, new: Build) -> datetime:
             await upgrade(rollout, new)
             await rollout.step(f"old migrate leaves {new_head}", rollout.migrate(old, new_head))
             await roll_back(rollout, old)
-            await upgrade(rollout, new)
+            if plan.forward_again:
+                await upgrade(rollout, new)
     settled_to = datetime.now(UTC)
     await rollout.end("ticker")
     async with KafkaProducer.open(environment.kafka) as producer:
         await producer.publish(environment.topic, traffic.ticks())
     await environment.until_applied(await count_records(environment.kafka, environment.topic))
+    if "outbox" not in rollout.services:
+        await rollout.serve_all(new, "outbox")
     await until_published(rollout)
     await rollout.end_all()
     return settled_to
@@ -166,14 +175,13 @@ async def play(rollout: Rollout, old: Build, new: Build) -> datetime:
 async def upgrade(rollout: Rollout, new: Build) -> None:
     for number in range(rollout.plan.replicas):
         await rollout.step(f"replica {number + 1} to the new build", rollout.replace(number, new))
-    await rollout.step("ticker to the new build", rollout.serve("ticker", new))
-    await rollout.step("relay of the new build", rollout.serve("outbox", new))
+    await rollout.step("ticker and relay of the new build", rollout.serve_all(new, "ticker", "outbox"))
 
 
 async def roll_back(rollout: Rollout, old: Build) -> None:
-    """An old build may have no relay: what it writes waits."""
-    await rollout.step("relay ends", rollout.end("outbox"))
-    await rollout.step("ticker back to the old build", rollout.serve("ticker", old))
+    """An old build may have no relay: the transitions that it writes wait."""
+    await rollout.end("outbox")
+    await rollout.step("no relay, ticker back to the old build", rollout.serve_all(old, "ticker"))
     for number in range(rollout.plan.replicas):
         await rollout.step(f"replica {number + 1} back to the old build", rollout.replace(number, old))
 
