@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check image image-check deploy-check sbom audit clean
+.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check upgrade-check image image-check deploy-check sbom audit clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 IMAGE ?= conversation-consumer
@@ -102,6 +102,9 @@ kubernetes-rules: install ## write the PrometheusRule of deploy/k8s from deploy/
 
 kubernetes-check: install ## render deploy/k8s, validate it against published schemas, check what it promises
 	$(BIN)/pytest tests/kubernetes
+
+upgrade-check: install ## an old build and this one side by side, upgraded, rolled back, upgraded, under load (OLD=commit)
+	$(BIN)/python -m tests.upgrade $(if $(OLD),--old $(OLD)) $(UPGRADE)
 
 image: ## build the container image (IMAGE=name BASE=python:3.13-slim@sha256:... SOURCE=address of the sources)
 	docker build --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg SOURCE=$(SOURCE) \

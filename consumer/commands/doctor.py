@@ -18,7 +18,7 @@ from consumer.offsets import Partition, StoredOffset
 from consumer.outbox import Backlog
 from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
-from consumer.postgres.tables import OUTBOX_REVISION, REQUIRED_REVISION
+from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.settings import Settings
 
 SAMPLE = 200
@@ -124,8 +124,7 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     overdue = await store.overdue()
     remedy = "start `conversation-consumer ticker`, or see why its ticks are not consumed" if overdue else ""
     yield Finding("deadlines", f"{overdue} passed a minute ago or longer and have no effect yet", remedy)
-    if revision >= OUTBOX_REVISION:
-        yield _outbox(await store.backlog())
+    yield _outbox(await store.backlog())
 
 
 def _outbox(backlog: Backlog) -> Finding:

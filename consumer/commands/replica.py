@@ -22,7 +22,7 @@ from consumer.observability.metrics import Metrics, Part
 from consumer.observability.tracing import tracing
 from consumer.outbox import OutboxRelay
 from consumer.postgres.store import PostgresStore
-from consumer.postgres.tables import OUTBOX_REVISION, REQUIRED_REVISION
+from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService, RetryPolicy
 from consumer.settings import Settings
 from consumer.ticker import Ticker
@@ -110,7 +110,7 @@ async def relay(settings: Settings) -> None:
         PostgresStore.open(settings.database, metrics) as store,
         BulkProducer.open(settings.kafka, topic, max_message_bytes) as producer,
     ):
-        await check_schema(store, OUTBOX_REVISION)
+        await check_schema(store)
         relaying = OutboxRelay(store, producer.publish, settings=settings.outbox, metrics=metrics, health=health)
         async with serve(settings.http, metrics, health, store.answers) as port:
             stop_on_signals(relaying.stop)
@@ -119,13 +119,13 @@ async def relay(settings: Settings) -> None:
     log.info("stopped")
 
 
-async def check_schema(store: PostgresStore, needed: str = REQUIRED_REVISION) -> None:
+async def check_schema(store: PostgresStore) -> None:
     """Raises `ConfigurationError` if this build cannot run on the database's schema."""
     revision = await store.schema_revision()
-    if revision is None or revision < needed:
+    if revision is None or revision < REQUIRED_REVISION:
         raise ConfigurationError(
             f"the database's schema is at {revision or 'nothing'}, this build needs "
-            f"{needed}: run `conversation-consumer migrate`"
+            f"{REQUIRED_REVISION}: run `conversation-consumer migrate`"
         )
 
 

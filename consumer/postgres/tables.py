@@ -4,10 +4,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-REQUIRED_REVISION = "0004"
+REQUIRED_REVISION = "0005"
 """The oldest schema that this build runs on. Revisions are numbers: later ones compare greater."""
-OUTBOX_REVISION = "0005"
-"""The same for the outbox relay."""
 metadata = sa.MetaData()
 _ID = sa.Text(collation="C")
 _TIME = sa.DateTime(timezone=True)

@@ -33,7 +33,7 @@ SESSION_SECONDS = 4.0
 TRAIL = """
     CREATE TABLE offset_trail (
         id bigserial, transaction xid8 DEFAULT pg_current_xact_id(),
-        topic text, partition int, before bigint, after bigint
+        topic text, partition int, before bigint, after bigint, at timestamptz DEFAULT clock_timestamp()
     );
     CREATE FUNCTION leave_trail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO offset_trail (topic, partition, before, after)
@@ -81,7 +81,17 @@ class Environment:
 
 @asynccontextmanager
 async def prepared(found: Services, bug: str | None) -> AsyncIterator[Environment]:
-    name = f"demo-{secrets.token_hex(4)}"
+    async with unmigrated(found, "demo", bug) as environment:
+        await asyncio.to_thread(migrations.upgrade, environment.database)
+        for statement in (TRAIL, CREATE, *([NO_PRIMARY_KEY] if bug == "dedup" else [])):
+            await execute(environment.database, statement)
+        yield environment
+
+
+@asynccontextmanager
+async def unmigrated(found: Services, prefix: str, bug: str | None = None) -> AsyncIterator[Environment]:
+    """Topics, and a database without a schema."""
+    name = f"{prefix}-{secrets.token_hex(4)}"
     kafka = KafkaSettings(
         bootstrap_servers=found.kafka,
         group_id=name,
@@ -90,11 +100,8 @@ async def prepared(found: Services, bug: str | None) -> AsyncIterator[Environmen
         transition_topic=f"{name}.transition",
         session_timeout_seconds=await found.session_seconds(SESSION_SECONDS),
     )
-    with tempfile.TemporaryDirectory(prefix="demo-") as logs:
-        async with new_database(found.postgres, "demo") as database, admin(kafka) as client:
-            await asyncio.to_thread(migrations.upgrade, database)
-            for statement in (TRAIL, CREATE, *([NO_PRIMARY_KEY] if bug == "dedup" else [])):
-                await execute(database, statement)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}-") as logs:
+        async with new_database(found.postgres, prefix) as database, admin(kafka) as client:
             await client.create(kafka.topics[0], PARTITIONS, 1, {})
             await client.create(kafka.transition_topic, PARTITIONS, 1, {})
             await client.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})

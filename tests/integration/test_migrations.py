@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+import alembic.command
 import pytest
 
 from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
@@ -59,6 +60,18 @@ class TestSchema:
 
     async def test_the_newest_revision_is_enough_for_this_build(self, store: PostgresStore) -> None:
         assert await store.schema_revision() == migrations.head() >= REQUIRED_REVISION
+
+    async def test_the_build_writes_on_the_oldest_schema_that_it_accepts(self, stack: Services) -> None:
+        async with new_database(stack.postgres, "test") as empty:
+            await asyncio.to_thread(alembic.command.upgrade, migrations._config(empty), REQUIRED_REVISION)
+            async with opened(empty) as store:
+                await ConversationService(store).apply(
+                    [message(at=NOW - HOUR), close(at=NOW), message(at=NOW + MINUTE)]
+                )
+
+                async with store.turn(10, 1) as batch:
+                    assert batch is not None
+                    assert len(batch.rows) == 3
 
     async def test_the_view_has_all_sessions(self, store: PostgresStore, database: str) -> None:
         events: list[Event] = [message(at=NOW - HOUR), close(at=NOW - MINUTE), message(at=NOW)]

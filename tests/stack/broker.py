@@ -27,6 +27,18 @@ async def read_all(kafka: KafkaSettings, topic: str) -> list[ConsumerRecord[byte
         await client.stop()
 
 
+async def count_records(kafka: KafkaSettings, topic: str) -> int:
+    """How many records were written to a topic that began at 0."""
+    async with admin(kafka) as brokers:
+        places = [TopicPartition(topic, number) for number in range((await brokers.topics())[topic])]
+    client = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers)
+    await client.start()
+    try:
+        return sum((await client.end_offsets(places)).values())
+    finally:
+        await client.stop()
+
+
 async def delete(bootstrap_servers: str, *topics: str) -> None:
     client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await client.start()

@@ -6,7 +6,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from consumer.observability.metrics import Sample, parsed, total
@@ -16,8 +16,10 @@ from tests.stack.process import free_port
 class Replica:
     """`conversation-consumer run`, or another module that serves, under the given settings, its log in a file."""
 
-    def __init__(self, settings: Mapping[str, str], log: Path, *module: str) -> None:
-        self._module = module or ("consumer", "run")
+    def __init__(
+        self, settings: Mapping[str, str], log: Path, *module: str, python: Sequence[str] = (sys.executable,)
+    ) -> None:
+        self._command = (*python, "-m", *(module or ("consumer", "run")))
         self.port = free_port()
         self.log = log
         own = {
@@ -32,7 +34,7 @@ class Replica:
     async def start(self) -> "Replica":
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *self._module), env=self._environment, stdout=log, stderr=log
+                *self._command, env=self._environment, stdout=log, stderr=log
             )
         return self
 

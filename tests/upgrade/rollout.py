@@ -1,0 +1,234 @@
+"""A rolling upgrade, a rollback and the upgrade again, while the load goes on: who runs which build when."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import asyncpg
+from pydantic import SecretStr
+
+from consumer.kafka.producer import KafkaProducer
+from consumer.lifecycle.model import Event
+from consumer.postgres.store import PostgresStore
+from consumer.service.service import ConversationService
+from consumer.settings import DatabaseSettings
+from tests.checker.verdicts import Ledger
+from tests.demo.environment import PARTITIONS, POLL_SECONDS, TRAIL, WAIT_SECONDS, Environment
+from tests.demo.writers import apply_until_written, concurrent_writer
+from tests.stack.broker import count_records
+from tests.stack.database import execute
+from tests.stack.process import say
+from tests.stack.replica import Replica
+from tests.traffic import SHORT_POLICY, Mix, Traffic
+from tests.upgrade.build import Build
+
+CHUNKS_PER_SECOND = 20
+WRITES_PER_SECOND = 20
+Service = Literal["ticker", "outbox"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything. `hold_seconds`: how long the load goes on after each step before the next one."""
+
+    replicas: int = 3
+    events_per_second: int = 400
+    hold_seconds: float = 5.0
+    seed: int = 1
+    forward_again: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of the rollout, by the database's clock."""
+
+    name: str
+    started: datetime
+    ended: datetime
+
+
+@dataclass(slots=True)
+class Rollout:
+    """The group, the steps it has gone through, and the exit code of every process that was stopped."""
+
+    environment: Environment
+    plan: Plan
+    ledger: Ledger
+    database: asyncpg.Connection
+    replicas: list[Replica] = field(default_factory=list)
+    services: dict[Service, Replica] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    exits: list[tuple[str, int]] = field(default_factory=list)
+    schemas: list[tuple[str, str, str]] = field(default_factory=list)
+    """After each `migrate`: whose it was, the schema that there should be, the schema that there is."""
+    _logs: int = 0
+
+    async def step(self, name: str, action: Awaitable[None]) -> None:
+        """Does it, waits until every replica has partitions, and lets the load go on for a while."""
+        started = await self._now()
+        await action
+        await self._until_shared()
+        say(f"{name}: took {(await self._now() - started).total_seconds():.1f} s")
+        await asyncio.sleep(self.plan.hold_seconds)
+        self.steps.append(Step(name, started, await self._now()))
+
+    async def start(self, build: Build) -> None:
+        self.replicas = [await self._start(build, "run") for _ in range(self.plan.replicas)]
+        for replica in self.replicas:
+            await self._until_ready(replica)
+        await self.serve_all(build, "ticker")
+
+    async def replace(self, number: int, build: Build) -> None:
+        """First the old process ends, then the new one starts: as with `maxSurge: 0`."""
+        await self._stop(f"replica {number + 1}", self.replicas[number])
+        self.replicas[number] = await self._start(build, "run")
+        await self._until_ready(self.replicas[number])
+
+    async def serve_all(self, build: Build, *services: Service) -> None:
+        """Ends those that run and starts those of the build."""
+        for service in services:
+            await self.end(service)
+            self.services[service] = await self._start(build, service)
+        for service in services:
+            await self._until_ready(self.services[service])
+
+    async def end(self, service: Service) -> None:
+        if process := self.services.pop(service, None):
+            await self._stop(service, process)
+
+    async def migrate(self, build: Build, expected: str) -> None:
+        code, _ = await build.run(self.environment.settings, "migrate")
+        self.exits.append((f"migrate of the {build.name} build", code))
+        revision = await self.database.fetchval("SELECT version_num FROM alembic_version")
+        self.schemas.append((build.name, expected, revision))
+
+    async def end_all(self) -> None:
+        for service in ("ticker", "outbox"):
+            await self.end(service)
+        for number, replica in enumerate(self.replicas, start=1):
+            await self._stop(f"replica {number}", replica)
+
+    async def kill(self) -> None:
+        for process in (*self.replicas, *self.services.values()):
+            await process.stop(signal.SIGKILL)
+
+    async def _start(self, build: Build, command: str) -> Replica:
+        self._logs += 1
+        log = self.environment.logs / f"{self._logs:02}-{command}.log"
+        return await build.replica(command, self.environment.settings, log).start()
+
+    async def _until_ready(self, process: Replica) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not await process.ready():
+                if process.process.returncode is not None:
+                    raise AssertionError(f"{process.log.name} ended by itself:\n{process.log.read_text()[-2000:]}")
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _until_shared(self) -> None:
+        """Until each replica has partitions, so that both builds do their part."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                shares = [await one.count("conversation_assigned_partitions") for one in self.replicas]
+                if min(shares) > 0 and sum(shares) == PARTITIONS:
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _stop(self, name: str, process: Replica) -> None:
+        self.exits.append((f"{name}, {process.log.name}", await process.stop()))
+
+    async def _now(self) -> datetime:
+        now: datetime = await self.database.fetchval("SELECT clock_timestamp()")
+        return now
+
+
+async def play(rollout: Rollout, old: Build, new: Build) -> datetime:
+    """Everything in its order; returns the time to which all deadlines are settled."""
+    environment, plan, settings = rollout.environment, rollout.plan, rollout.environment.settings
+    old_head, new_head = await old.head(settings), await new.head(settings)
+    await rollout.migrate(old, old_head)
+    await execute(environment.database, TRAIL)
+    async with under_load(rollout) as traffic:
+        await rollout.step(f"old replicas, schema {old_head}", rollout.start(old))
+        await rollout.step(f"migrate to {new_head}, old replicas run", rollout.migrate(new, new_head))
+        async with writing(rollout, traffic):
+            await upgrade(rollout, new)
+            await rollout.step(f"old migrate leaves {new_head}", rollout.migrate(old, new_head))
+            await roll_back(rollout, old)
+            if plan.forward_again:
+                await upgrade(rollout, new)
+    settled_to = datetime.now(UTC)
+    await rollout.end("ticker")
+    async with KafkaProducer.open(environment.kafka) as producer:
+        await producer.publish(environment.topic, traffic.ticks())
+    await environment.until_applied(await count_records(environment.kafka, environment.topic))
+    if "outbox" not in rollout.services:
+        await rollout.serve_all(new, "outbox")
+    await until_published(rollout)
+    await rollout.end_all()
+    return settled_to
+
+
+async def upgrade(rollout: Rollout, new: Build) -> None:
+    for number in range(rollout.plan.replicas):
+        await rollout.step(f"replica {number + 1} to the new build", rollout.replace(number, new))
+    await rollout.step("ticker and relay of the new build", rollout.serve_all(new, "ticker", "outbox"))
+
+
+async def roll_back(rollout: Rollout, old: Build) -> None:
+    """An old build may have no relay: the transitions that it writes wait."""
+    await rollout.end("outbox")
+    await rollout.step("no relay, ticker back to the old build", rollout.serve_all(old, "ticker"))
+    for number in range(rollout.plan.replicas):
+        await rollout.step(f"replica {number + 1} back to the old build", rollout.replace(number, old))
+
+
+async def until_published(rollout: Rollout) -> None:
+    async with asyncio.timeout(WAIT_SECONDS):
+        while await rollout.database.fetchval("SELECT count(*) FROM transition_outbox"):  # noqa: ASYNC110 - a process
+            await asyncio.sleep(POLL_SECONDS)
+
+
+@asynccontextmanager
+async def under_load(rollout: Rollout) -> AsyncIterator[Traffic]:
+    """Events are published evenly until the end of the block."""
+    traffic, stop = Traffic(rollout.plan.seed, rollout.ledger, Mix(cold=1000)), asyncio.Event()
+    async with KafkaProducer.open(rollout.environment.kafka) as producer, asyncio.TaskGroup() as group:
+        group.create_task(publish(rollout, traffic, producer, stop))
+        try:
+            yield traffic
+        finally:
+            stop.set()
+
+
+async def publish(rollout: Rollout, traffic: Traffic, producer: KafkaProducer, stop: asyncio.Event) -> None:
+    chunk = max(1, rollout.plan.events_per_second // CHUNKS_PER_SECOND)
+    loop = asyncio.get_running_loop()
+    at = loop.time()
+    while not stop.is_set():
+        await producer.publish(rollout.environment.topic, traffic.records(chunk))
+        at += 1 / CHUNKS_PER_SECOND
+        await asyncio.sleep(max(0.0, at - loop.time()))
+
+
+@asynccontextmanager
+async def writing(rollout: Rollout, traffic: Traffic) -> AsyncIterator[None]:
+    """A program that uses the service of the new build on the same conversations until the end of the block."""
+    stop, own = asyncio.Event(), Traffic(rollout.plan.seed + 1, rollout.ledger, Mix(cold=1000))
+    settings = DatabaseSettings(url=SecretStr(rollout.environment.database))
+    async with PostgresStore.open(settings) as store, asyncio.TaskGroup() as group:
+        service = ConversationService(store, policy=SHORT_POLICY.policy)
+
+        async def apply(event: Event) -> None:
+            await apply_until_written(service, event)
+            rollout.ledger.note_written(event)
+            await asyncio.sleep(1 / WRITES_PER_SECOND)
+
+        group.create_task(concurrent_writer("api", apply, own, stop))
+        try:
+            yield
+        finally:
+            stop.set()
