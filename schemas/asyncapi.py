@@ -94,7 +94,7 @@ def _channel(topic: str) -> Object:
     described = {
         EVENTS: f"Everything that happens to conversations, in the order of decisions. {keyed}",
         TRANSITIONS: f"What became of the conversations. {keyed}",
-        DEAD_LETTERS: "Records that hold no valid event, key, value and headers byte for byte. `topics` makes one partition.",
+        DEAD_LETTERS: "Records that hold no valid event: key, value, headers byte for byte. One partition as a rule.",
     }
     return {
         "address": topic,
