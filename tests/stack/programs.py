@@ -2,7 +2,7 @@
 
 import shutil
 
-PACKAGES = {"chromium": "chromium", "openssl": "openssl", "pgbouncer": "pgbouncer"}
+PACKAGES = {"chromium": "chromium", "kcat": "kcat", "openssl": "openssl", "pgbouncer": "pgbouncer"}
 """Program -> its package."""
 
 
