@@ -91,7 +91,7 @@ lock: install ## resolve the locked requirements anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra otel --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	echo hatchling | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header - -c requirements-dev.lock -o requirements-build.lock
 
-schemas: install ## generate schemas/json from the models
+schemas: install ## generate schemas/json and schemas/asyncapi.yaml from the models
 	$(BIN)/python -m schemas
 
 docs: install ## write the parts of docs/ that follow from the code

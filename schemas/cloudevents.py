@@ -53,10 +53,10 @@ _validate_json: Callable[[bytes], IncomingEvent] = _INCOMING.validator.validate_
 """Without the adapter's wrapping, which takes a tenth of the time."""
 
 _TYPES = frozenset(model.model_fields["type"].default for model in (InboundMessage, ManualClose, Tick))
-_PREFIX = "ce_"
+CE_PREFIX = "ce_"
 _CONTENT_TYPE = "content-type"
 _STRUCTURED = b"application/cloudevents"
-_ATTRIBUTES = frozenset(_PREFIX + name for name in ("specversion", "type", "id", "source", "subject", "time"))
+_ATTRIBUTES = frozenset(CE_PREFIX + name for name in ("specversion", "type", "id", "source", "subject", "time"))
 """The headers that are read in binary mode, beside `content-type`; extension attributes are ignored."""
 
 
@@ -99,7 +99,7 @@ def is_binary(headers: Headers) -> bool:
         name = header.lower()
         if name == _CONTENT_TYPE and (content or b"").strip().lower().startswith(_STRUCTURED):
             return False
-        binary = binary or name.startswith(_PREFIX)
+        binary = binary or name.startswith(CE_PREFIX)
     return binary
 
 
@@ -128,14 +128,14 @@ def _binary(key: bytes | None, value: bytes | None, headers: Headers, max_bytes:
     texts = _texts(headers)
     _check_size(sum(map(len, (key or b"", value or b"", *texts.values()))), max_bytes)
     content_type = texts.pop(_CONTENT_TYPE, "")
-    event: dict[str, Any] = {name.removeprefix(_PREFIX): text for name, text in texts.items()}
+    event: dict[str, Any] = {name.removeprefix(CE_PREFIX): text for name, text in texts.items()}
     if event.get("type", Tick.model_fields["type"].default) not in _TYPES:
         raise Invalid(Reason.UNKNOWN_TYPE, f"ce_type: {_WORDS['union_tag_invalid']}")
     if value:
         if not _is_json(content_type):
             raise Invalid(Reason.SCHEMA_VIOLATION, "content-type: must be application/json, as data is JSON")
         event["data"] = _parsed(value)
-    decoded = _validated(event, _PREFIX)
+    decoded = _validated(event, CE_PREFIX)
     if key != decoded.subject.encode() and key == unquote(decoded.subject).encode():
         raise Invalid(Reason.KEY_MISMATCH, "ce_subject: is percent-encoded; Kafka headers are plain UTF-8")
     return decoded

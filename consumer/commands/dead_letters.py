@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 from consumer import settings as configuration
-from consumer.commands.output import AsJson, Yes, moment, out, print_json, print_table
+from consumer.commands.output import AsJson, Yes, moment, out, print_json, print_table, printable
 from consumer.decoding import decode_all
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka import dead_letters as kafka
@@ -20,12 +21,34 @@ from consumer.kafka.admin import admin
 from consumer.kafka.dead_letters import Position, ReplayMarker, StoredDeadLetter
 from consumer.kafka.producer import KafkaProducer
 from consumer.settings import KafkaSettings, Settings
+from schemas import Reason
+
+
+def _time(text: str) -> datetime:
+    """A time, UTC unless it says otherwise, or how long ago."""
+    with suppress(ValueError):
+        at = datetime.fromisoformat(text)
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+    with suppress(ConfigurationError, OverflowError):
+        return datetime.now(UTC) - configuration.duration(text)
+    raise typer.BadParameter(f"{text!r} is no time: 2026-11-25, 2026-11-25T10:00:00Z, or how long ago, as 2h or 30d")
+
 
 CHUNK = 500
-Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only these reasons; may be repeated.")]
-Topics = Annotated[list[str] | None, typer.Option("--topic", help="Only records of these topics; may be repeated.")]
-Since = Annotated[datetime | None, typer.Option(help="Only those dead-lettered at this time, UTC, or later.")]
-Until = Annotated[datetime | None, typer.Option(help="Only those dead-lettered before this time, UTC.")]
+Reasons = Annotated[
+    list[Reason] | None,
+    typer.Option("--reason", metavar="REASON", help=f"Only this one; may be repeated: {', '.join(Reason)}."),
+]
+Topics = Annotated[
+    list[str] | None, typer.Option("--topic", metavar="TOPIC", help="Only records of this one; may be repeated.")
+]
+Since = Annotated[
+    datetime | None,
+    typer.Option(parser=_time, metavar="TIME", help="Only those dead-lettered at this time, UTC, or later; 2h: ago."),
+]
+Until = Annotated[
+    datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only those dead-lettered before this time, UTC.")
+]
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Records that hold no valid event, in the dead-letter topic."
 )
@@ -33,26 +56,21 @@ app = typer.Typer(
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters a command is about. Times are aware."""
+    """Which dead letters a command is about; an empty collection: all. Times are aware."""
 
-    reasons: frozenset[str]
-    topics: frozenset[str]
-    since: datetime | None
-    until: datetime | None
-
-    @classmethod
-    def of(
-        cls, reasons: Sequence[str] | None, topics: Sequence[str] | None, since: datetime | None, until: datetime | None
-    ) -> "Selection":
-        """Times on the command line are UTC."""
-        begin, end = (at and (at if at.tzinfo else at.replace(tzinfo=UTC)) for at in (since, until))
-        return cls(frozenset(reasons or ()), frozenset(topics or ()), begin, end)
+    reasons: Collection[str] = ()
+    topics: Collection[str] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    positions: Collection[Position] = ()
 
     def has(self, letter: StoredDeadLetter) -> bool:
         return (
             (not self.reasons or letter.reason in self.reasons)
             and (not self.topics or letter.record.topic in self.topics)
+            and (self.since is None or self.since <= letter.at)
             and (self.until is None or letter.at < self.until)
+            and (not self.positions or letter.position in self.positions)
         )
 
 
@@ -62,6 +80,7 @@ class Fate(StrEnum):
     REPLAY = "to replay"
     REPLAYED = "already replayed"
     INVALID = "still invalid for this build"
+    NO_TOPIC = "of a topic that does not exist any more"
     TOO_OLD = "older than CONSUMER_PRUNE__HORIZON: its history may be pruned, so it could be applied twice"
 
 
@@ -76,7 +95,8 @@ def list_letters(
     as_json: AsJson = False,
 ) -> None:
     """Count dead letters by topic and reason, or list each."""
-    letters, replayed = asyncio.run(_select(configuration.load().kafka, Selection.of(reason, topic, since, until)))
+    selection = Selection(reason or (), topic or (), since, until)
+    letters, replayed = asyncio.run(_select(configuration.load().kafka, selection, bodies=False))
     if as_json:
         for letter in letters:
             print_json(_facts(letter) | {"replayed": letter.position in replayed})
@@ -98,16 +118,19 @@ def show(
 ) -> None:
     """One dead letter: where it lay, why it is one, and with --raw its content."""
     wanted = _position(position)
-    letters, replayed = asyncio.run(_select(configuration.load().kafka, Selection.of(None, None, None, None)))
-    letter = next((letter for letter in letters if letter.position == wanted), None)
-    if letter is None:
+    letters, replayed = asyncio.run(_select(configuration.load().kafka, Selection(positions={wanted})))
+    if not letters:
         raise ConsumerError(
             f"no dead letter at {position}: `conversation-consumer dead-letters list --each` has them all"
         )
-    for name, value in (_facts(letter) | {"replayed": letter.position in replayed}).items():
-        out.print(f"{name}: {moment(value) if isinstance(value, datetime) else value}", markup=False, soft_wrap=True)
+    letter = letters[0]
+    facts = _facts(letter) | {"replayed": _yes(letter.position in replayed)}
+    for name, value in facts.items():
+        _print_fact(
+            name, moment(value) if isinstance(value, datetime) else printable("none" if value is None else str(value))
+        )
     for name, content in [*letter.record.headers, ("value", letter.record.value)]:
-        out.print(f"{name}: {_content(content, raw=raw)}", markup=False, soft_wrap=True)
+        _print_fact(name, _content(content, raw=raw))
 
 
 @app.command()
@@ -125,24 +148,19 @@ def replay(
     """Publish records again, key, value and headers as they were, to the topic they came from."""
     settings = configuration.load()
     positions = {_position(text) for text in at or ()}
-    asyncio.run(_replay(settings, Selection.of(reason, topic, since, until), positions, yes=yes))
+    asyncio.run(_replay(settings, Selection(reason or (), topic or (), since, until, positions), yes=yes))
 
 
-async def _replay(settings: Settings, selection: Selection, positions: set[Position], *, yes: bool) -> None:
+async def _replay(settings: Settings, selection: Selection, *, yes: bool) -> None:
     letters, replayed = await _select(settings.kafka, selection)
-    if missing := positions - {letter.position for letter in letters}:
+    if missing := set(selection.positions) - {letter.position for letter in letters}:
         raise ConsumerError(f"no such dead letter: {', '.join(f'{p}:{o}' for p, o in sorted(missing))}")
-    chosen = [letter for letter in letters if not positions or letter.position in positions]
-    now = datetime.now(UTC)
-    fates = [
-        _fate(letter, replayed, now - settings.prune.horizon, settings.worker.max_record_bytes) for letter in chosen
-    ]
-    print_table(_count(chosen), ("count", "what"), [(count, fate) for fate, count in Counter(fates).most_common()])
-    todo = [letter for letter, fate in zip(chosen, fates, strict=True) if fate is Fate.REPLAY]
     async with admin(settings.kafka) as client:
-        there = await client.topics()
-    if gone := {letter.record.topic for letter in todo} - there.keys():
-        raise ConfigurationError(f"topic {min(gone)} does not exist any more: choose others with --topic")
+        topics = await client.topics()
+    now = datetime.now(UTC)
+    fates = [_fate(letter, replayed, topics, settings, now) for letter in letters]
+    print_table(_count(letters), ("count", "what"), [(count, fate) for fate, count in Counter(fates).most_common()])
+    todo = [letter for letter, fate in zip(letters, fates, strict=True) if fate is Fate.REPLAY]
     if not yes:
         out.print("nothing done: add --yes" if todo else "nothing to replay")
         return
@@ -152,23 +170,29 @@ async def _replay(settings: Settings, selection: Selection, positions: set[Posit
     out.print(f"{len(todo)} replayed")
 
 
-def _fate(letter: StoredDeadLetter, replayed: set[Position], oldest: datetime, max_record_bytes: int) -> Fate:
+def _fate(
+    letter: StoredDeadLetter, replayed: set[Position], topics: Collection[str], settings: Settings, now: datetime
+) -> Fate:
     if letter.position in replayed:
         return Fate.REPLAYED
-    if letter.at < oldest:
+    if letter.at < now - settings.prune.horizon:
         return Fate.TOO_OLD
-    _, invalid = decode_all([letter.record], max_record_bytes)
+    if letter.record.topic not in topics:
+        return Fate.NO_TOPIC
+    _, invalid = decode_all([letter.record], settings.worker.max_record_bytes)
     return Fate.INVALID if invalid else Fate.REPLAY
 
 
-async def _select(settings: KafkaSettings, selection: Selection) -> tuple[list[StoredDeadLetter], set[Position]]:
-    """The dead letters selected, and the positions of all that were replayed."""
+async def _select(
+    settings: KafkaSettings, selection: Selection, *, bodies: bool = True
+) -> tuple[list[StoredDeadLetter], set[Position]]:
+    """The dead letters selected, and the positions of all that were replayed. Many of them fit without their bodies."""
     letters, replayed = list[StoredDeadLetter](), set[Position]()
     async for found in kafka.read(settings, selection.since):
         if isinstance(found, ReplayMarker):
             replayed.add(found.position)
         elif selection.has(found):
-            letters.append(found)
+            letters.append(found if bodies else found.without_body())
     return letters, replayed
 
 
@@ -198,27 +222,35 @@ def _facts(letter: StoredDeadLetter) -> dict[str, object]:
         "recorded_at": datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=record.timestamp),
         "group": letter.group,
         "key": None if record.key is None else record.key.decode(errors="backslashreplace"),
-        "bytes": len(record.value or b""),
+        "bytes": letter.value_bytes,
     }
 
 
 def _row(letter: StoredDeadLetter, replayed: bool) -> tuple[object, ...]:
     facts = _facts(letter)
     return (
-        *(facts["position"], moment(letter.at), letter.reason, letter.error, "yes" if replayed else "no"),
+        *(facts["position"], moment(letter.at), letter.reason, letter.error, _yes(replayed)),
         *(facts["topic"], facts["partition"], facts["offset"], facts["key"]),
     )
 
 
 def _count(letters: Sequence[StoredDeadLetter]) -> str:
-    return f"{len(letters):,} dead letters" if letters else "no dead letters"
+    return f"{f'{len(letters):,}' if letters else 'no'} dead letter{'' if len(letters) == 1 else 's'}"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
+def _print_fact(name: str, value: str) -> None:
+    out.print(f"{printable(name)}: {value}", markup=False, soft_wrap=True)
 
 
 def _content(content: bytes | None, *, raw: bool) -> str:
     if content is None:
         return "none"
     if raw:
-        return content.decode(errors="backslashreplace")
+        return printable(content.decode(errors="backslashreplace"), keep="\n\t")
     return f"{len(content)} bytes, SHA-256 {hashlib.sha256(content).hexdigest()[:16]} (--raw prints it)"
 
 

@@ -1,6 +1,7 @@
 """How to connect to Kafka; the errors of its client become ours here, once, each with the variable to look at."""
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
 from consumer.settings import KafkaSettings
+
+# Where nobody has configured logging, as in a command, the error that is raised says it all.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 STOP_SECONDS = 5.0
 DIAGNOSIS_SECONDS = 5.0

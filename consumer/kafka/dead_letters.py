@@ -6,7 +6,7 @@ A replayed dead letter stays where it is; a marker after it, a record without a 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import time
 
@@ -35,6 +35,11 @@ class StoredDeadLetter:
     group: str
     reason: str
     error: str
+    value_bytes: int
+
+    def without_body(self) -> "StoredDeadLetter":
+        """The same, of a record that lost its value and headers."""
+        return replace(self, record=self.record._replace(value=None, headers=()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,8 @@ async def _records(
     ends = await client.end_offsets(partitions)
     first = await client.beginning_offsets(partitions)
     if since is not None:
-        found = await client.offsets_for_times(dict.fromkeys(partitions, int(since.timestamp() * 1000)))
+        milliseconds = max(0, int(since.timestamp() * 1000))
+        found = await client.offsets_for_times(dict.fromkeys(partitions, milliseconds))
         first = {tp: at.offset if (at := found[tp]) else ends[tp] for tp in partitions}
     for tp in partitions:
         client.seek(tp, first[tp])
@@ -110,12 +116,14 @@ def _parse(record: "ConsumerRecord[bytes, bytes]") -> StoredDeadLetter | ReplayM
         notes = {name: value.decode() for name, value in ours}
         if MARKER + "offset" in notes:
             return ReplayMarker((int(notes[MARKER + "partition"]), int(notes[MARKER + "offset"])), at)
-        topic, partition, offset, timestamp, *why = (notes[HEADER + fact] for fact in FACTS)
+        topic, partition, offset, timestamp, group, reason, error = (notes[HEADER + fact] for fact in FACTS)
         numbers = int(partition), int(offset), int(timestamp)
     except (KeyError, ValueError):
         return None
     origin = Record(topic, *numbers, record.key, record.value, tuple(before))
-    return StoredDeadLetter((record.partition, record.offset), at, origin, *why)
+    return StoredDeadLetter(
+        (record.partition, record.offset), at, origin, group, reason, error, len(record.value or b"")
+    )
 
 
 def _marker(topic: str, letter: StoredDeadLetter) -> Record:

@@ -42,7 +42,8 @@ def rejected(value: bytes | None, key: bytes | None = b"thread-4711", **limits: 
 
 
 def test_the_committed_schemas_are_the_generated_ones() -> None:
-    committed = {path.name: path.read_text() for path in (ROOT / "json").iterdir()}
+    paths = [*(ROOT / "json").iterdir(), ROOT / "asyncapi.yaml"]
+    committed = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
 
     assert committed == generate()
 

@@ -22,9 +22,12 @@ from tests.stack.replica import Replica
 from tests.stack.services import Services
 
 ROOT = Path(__file__).parents[2]
+UPSTREAM = ("upstream.md", "webhook.md")
+"""Their blocks are run by `tests/upstream`."""
 PYTHON = [
     (path, number, block)
     for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+    if path.name not in UPSTREAM
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 ]
 OPERATIONS = re.findall(

@@ -4,6 +4,7 @@ import shutil
 
 PACKAGES = {
     "chromium": "chromium",
+    "kcat": "kcat",
     "openssl": "openssl",
     "pgbouncer": "pgbouncer",
     "prometheus": "prometheus",
