@@ -26,6 +26,7 @@ from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryDatabase, MemoryStore
 from tests.stack.database import execute
+from tests.stack.roles import as_owner
 
 T = TypeVar("T")
 NOW = datetime.now(UTC)
@@ -91,7 +92,7 @@ class Machine(RuleBasedStateMachine):
         return self.runner.run(work)
 
     async def _start(self, url: str) -> None:
-        await execute(url, CLEAN)
+        await execute(as_owner(url), CLEAN)
         stores = [
             await self.resources.enter_async_context(opened(url, lock_timeout_seconds=LOCK_TIMEOUT_SECONDS))
             for _ in range(2)

