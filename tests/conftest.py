@@ -56,7 +56,7 @@ async def _migrated_database(server: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database(stack: Services, template: str) -> AsyncIterator[str]:
-    """The URL of an empty database at the newest schema, of the role that the consumer runs as: it may change rows only."""
+    """The URL of an empty database at the newest schema, as the role that may change rows and nothing else."""
     async with copy_for_app(stack.postgres, template) as url:
         yield url
 

@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from aiokafka.conn import create_conn
@@ -21,6 +22,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 
 from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
+from consumer.kafka.token import TokenError, TokenProvider
 from consumer.settings import KafkaSettings
 
 STOP_SECONDS = 5.0
@@ -28,6 +30,8 @@ DIAGNOSIS_SECONDS = 5.0
 SETTING = "CONSUMER_KAFKA__"
 OTHER_NAME = (62, 64)
 """OpenSSL's verify codes for a certificate of another host name or IP address."""
+OUT_OF_DATE = (9, 10)
+"""The same for a certificate that is not yet or no longer valid."""
 
 
 class Client(Protocol):
@@ -56,14 +60,12 @@ def classified() -> Iterator[None]:
 
 
 def connection_arguments(settings: KafkaSettings) -> dict[str, Any]:
-    """Of any client. Raises `ConfigurationError` where a certificate file cannot be used."""
+    """Of any client. Raises `ConfigurationError` where a certificate file or the token provider cannot be used."""
     secure: dict[str, Any] = {}
     if settings.security_protocol in ("SSL", "SASL_SSL"):
         secure["ssl_context"] = _ssl_context(settings)
-    if settings.security_protocol.startswith("SASL") and settings.sasl_password:
-        secure["sasl_mechanism"] = settings.sasl_mechanism
-        secure["sasl_plain_username"] = settings.sasl_username
-        secure["sasl_plain_password"] = settings.sasl_password.get_secret_value()
+    if settings.security_protocol.startswith("SASL"):
+        secure |= _sasl(settings)
     return {
         "bootstrap_servers": settings.bootstrap_servers,
         "client_id": "conversation-consumer",
@@ -77,18 +79,44 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def _sasl(settings: KafkaSettings) -> dict[str, Any]:
+    if settings.sasl_mechanism == "OAUTHBEARER":
+        provider = TokenProvider(settings.sasl_token_provider or "")
+        return {"sasl_mechanism": settings.sasl_mechanism, "sasl_oauth_token_provider": provider}
+    return {
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+    }
+
+
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ssl_ca_file)
     except ssl.SSLError as error:
         raise ConfigurationError(f"{SETTING}SSL_CA_FILE holds no certificate in PEM: {error.reason}") from None
     if settings.ssl_certificate_file:
-        try:
-            context.load_cert_chain(settings.ssl_certificate_file, settings.ssl_key_file)
-        except ssl.SSLError as error:
-            files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
-            raise ConfigurationError(f"{files} hold no certificate and its key in PEM: {error.reason}") from None
+        _load_client_certificate(context, settings, settings.ssl_certificate_file)
     return context
+
+
+def _load_client_certificate(context: ssl.SSLContext, settings: KafkaSettings, certificate: Path) -> None:
+    asked = False
+
+    def password() -> str:
+        """Asked for where the key is encrypted: without it, OpenSSL would ask at the terminal."""
+        nonlocal asked
+        asked = True
+        return settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else ""
+
+    try:
+        context.load_cert_chain(certificate, settings.ssl_key_file, password)
+    except ssl.SSLError as error:
+        if asked:
+            what = f"{'does not decrypt' if settings.ssl_key_password else 'is needed for'} the client's key"
+            raise ConfigurationError(f"{SETTING}SSL_KEY_PASSWORD {what}: the key is encrypted") from None
+        files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
+        raise ConfigurationError(f"{files} hold no certificate and its key in PEM: {error.reason}") from None
 
 
 def _translated(error: Exception) -> ConsumerError:
@@ -113,7 +141,7 @@ def _denied(error: Exception, what: str) -> str:
 
 async def _diagnosis(settings: KafkaSettings) -> str | None:
     """Why none of the bootstrap servers can be used: what each says. None if one of them can, by now."""
-    found = []
+    found: list[str] = []
     for server in settings.bootstrap_servers.split(","):
         try:
             await asyncio.wait_for(_ask(server, settings), DIAGNOSIS_SECONDS)
@@ -148,8 +176,10 @@ def _explained(error: Exception, settings: KafkaSettings) -> str:
             why, look = "the connection is refused", f"check {servers}, and whether the broker runs"
         case TimeoutError():
             why, look = "no answer", f"check {servers}, {protocol} and the network"
+        case TokenError():
+            why, look = str(error), f"check {SETTING}SASL_TOKEN_PROVIDER ({settings.sasl_token_provider})"
         case SaslAuthenticationFailed():
-            why, look = str(error), f"check {SETTING}SASL_USERNAME and {SETTING}SASL_PASSWORD"
+            why, look = str(error), f"check {_credentials(settings)}"
         case UnsupportedSaslMechanismError():
             why, look = str(error), f"check {SETTING}SASL_MECHANISM ({settings.sasl_mechanism})"
         case IllegalSaslStateError():
@@ -160,10 +190,18 @@ def _explained(error: Exception, settings: KafkaSettings) -> str:
     return f"{why}: {look}"
 
 
+def _credentials(settings: KafkaSettings) -> str:
+    if settings.sasl_mechanism == "OAUTHBEARER":
+        return f"the token of {SETTING}SASL_TOKEN_PROVIDER ({settings.sasl_token_provider})"
+    return f"{SETTING}SASL_USERNAME and {SETTING}SASL_PASSWORD"
+
+
 def _explained_tls(error: ssl.SSLError, protocol: str) -> tuple[str, str]:
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in OTHER_NAME:
             return error.verify_message, f"name the brokers in {SETTING}BOOTSTRAP_SERVERS as their certificates do"
+        if error.verify_code in OUT_OF_DATE:
+            return error.verify_message, "renew the certificate of the broker, or check this machine's clock"
         return f"the certificate is not trusted ({error.verify_message})", f"check {SETTING}SSL_CA_FILE"
     if "CERTIFICATE_REQUIRED" in (error.reason or ""):
         files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"

@@ -17,7 +17,7 @@ ROLES = ("owner", "app", "reader")
 
 @asynccontextmanager
 async def new_roles(server: str) -> AsyncIterator[str]:
-    """What the names of three roles begin with. They last as long as the block; their databases must be gone by then."""
+    """What the names of three roles begin with. They last as long as the block; their databases must not."""
     prefix = f"test_{secrets.token_hex(6)}"
     try:
         yield prefix
