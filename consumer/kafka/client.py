@@ -14,6 +14,7 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IllegalSaslStateError,
     InvalidSessionTimeoutError,
+    KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
@@ -27,9 +28,17 @@ from consumer.settings import KafkaSettings
 
 STOP_SECONDS = 5.0
 DIAGNOSIS_SECONDS = 5.0
+ALERT_SECONDS = 1.0
 SETTING = "CONSUMER_KAFKA__"
 OTHER_NAME = (62, 64)
 """OpenSSL's verify codes for a certificate of another host name or IP address."""
+REFUSED_CERTIFICATE = (
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_CERTIFICATE_",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+)
+"""What brokers answer to a client's certificate; Java says CERTIFICATE_UNKNOWN in nearly all cases."""
 OUT_OF_DATE = (9, 10)
 """The same for a certificate that is not yet or no longer valid."""
 
@@ -42,6 +51,9 @@ class Client(Protocol):
 
 async def start(client: Client, settings: KafkaSettings) -> None:
     """Starts a client of Kafka. Where that fails, the error says what a broker said and which variable to look at."""
+    # The client overlooks that a token is refused, and starts without brokers.
+    if _asks_for_tokens(settings) and (why := await _diagnosis(settings)):
+        raise UnavailableError(why)
     try:
         with classified():
             await client.start()
@@ -79,8 +91,12 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def _asks_for_tokens(settings: KafkaSettings) -> bool:
+    return settings.security_protocol.startswith("SASL") and settings.sasl_mechanism == "OAUTHBEARER"
+
+
 def _sasl(settings: KafkaSettings) -> dict[str, Any]:
-    if settings.sasl_mechanism == "OAUTHBEARER":
+    if _asks_for_tokens(settings):
         provider = TokenProvider(settings.sasl_token_provider or "")
         return {"sasl_mechanism": settings.sasl_mechanism, "sasl_oauth_token_provider": provider}
     return {
@@ -157,11 +173,35 @@ async def _ask(server: str, settings: KafkaSettings) -> None:
     host, _, port = server.rpartition(":")
     arguments = connection_arguments(settings)
     del arguments["bootstrap_servers"]
-    connection = await create_conn(host, int(port), **arguments)
+    connection = None
     try:
-        await connection.send(MetadataRequest([]))
+        connection = await create_conn(host, int(port), **arguments)
+        brokers = (await connection.send(MetadataRequest([]))).brokers
+    except KafkaConnectionError:
+        await _hear_alert(host, int(port), settings)
+        raise
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
+    if not brokers and _asks_for_tokens(settings):
+        raise SaslAuthenticationFailed("the broker refuses the token")
+
+
+async def _hear_alert(host: str, port: int, settings: KafkaSettings) -> None:
+    """Raises the `SSLError` of a broker that ends the connection over TLS: the client says only that it ended.
+
+    From TLS 1.3 on, a client learns after the handshake what the broker thinks of its certificate.
+    """
+    if not settings.security_protocol.endswith("SSL"):
+        return
+    reader, writer = await asyncio.open_connection(host, port, ssl=_ssl_context(settings))
+    try:
+        async with asyncio.timeout(ALERT_SECONDS):
+            await reader.read(1)
+    except TimeoutError:
+        return
+    finally:
+        writer.close()
 
 
 def _explained(error: Exception, settings: KafkaSettings) -> str:
@@ -191,7 +231,7 @@ def _explained(error: Exception, settings: KafkaSettings) -> str:
 
 
 def _credentials(settings: KafkaSettings) -> str:
-    if settings.sasl_mechanism == "OAUTHBEARER":
+    if _asks_for_tokens(settings):
         return f"the token of {SETTING}SASL_TOKEN_PROVIDER ({settings.sasl_token_provider})"
     return f"{SETTING}SASL_USERNAME and {SETTING}SASL_PASSWORD"
 
@@ -203,7 +243,12 @@ def _explained_tls(error: ssl.SSLError, protocol: str) -> tuple[str, str]:
         if error.verify_code in OUT_OF_DATE:
             return error.verify_message, "renew the certificate of the broker, or check this machine's clock"
         return f"the certificate is not trusted ({error.verify_message})", f"check {SETTING}SSL_CA_FILE"
-    if "CERTIFICATE_REQUIRED" in (error.reason or ""):
+    reason = error.reason or ""
+    if "ALERT_CERTIFICATE_REQUIRED" in reason:
         files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
         return "a client certificate is required", f"set {files}"
+    if any(word in reason for word in REFUSED_CERTIFICATE):
+        return f"the broker refuses the client's certificate ({reason})", (
+            f"check authority and dates of the one in {SETTING}SSL_CERTIFICATE_FILE"
+        )
     return f"no TLS ({error.reason or error})", f"the port may speak plaintext, check {protocol}"

@@ -52,8 +52,9 @@ class Authority:
 
     def issue(self, *hosts: str, common_name: str | None = None, not_after: datetime | None = None) -> Identity:
         """A certificate of these hosts or addresses; one of a client has a common name, which is who it is."""
+        # Java refuses a certificate without an alternative name.
         issued = self._authority.issue_cert(
-            *hosts, common_name=common_name, not_after=not_after, key_type=trustme.KeyType.RSA
+            *(hosts or ("client.example",)), common_name=common_name, not_after=not_after, key_type=trustme.KeyType.RSA
         )
         stem = f"{self._name}-{common_name or hosts[0]}-{len(list(self._directory.iterdir()))}"
         certificate, key = self._directory / f"{stem}.pem", self._directory / f"{stem}.key"
