@@ -81,24 +81,24 @@ def _class_path() -> str:
     Only resolved: `jgo.build` would look for a Java of its own besides.
     """
     cache = _cache_directory()
-    os.environ.setdefault("M2_REPO", str(cache / "m2"))
     known = cache / f"kafka-{KAFKA_VERSION}.jars"
     jars = known.read_text().splitlines() if known.exists() else []
     if not jars or not all(map(os.path.exists, jars)):
         say(f"fetching Apache Kafka {KAFKA_VERSION} from Maven Central: 45 MB, once")
-        jars = _fetched()
+        jars = from_maven(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "; or set DEVSTACK_KAFKA to a broker")
         known.write_text("\n".join(jars))
     return os.pathsep.join(jars)
 
 
-def _fetched() -> list[str]:
+def from_maven(coordinate: str, instead: str = "") -> list[str]:
+    """The files of an artifact and of what it needs, from the cache or Maven Central. Raises `DevstackError`."""
+    os.environ.setdefault("M2_REPO", str(_cache_directory() / "m2"))
     try:
-        return [str(artifact.resolve()) for artifact in jgo.resolve(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")]
+        return [str(artifact.resolve()) for artifact in jgo.resolve(coordinate)]
     except Exception as error:
         raise DevstackError(
-            f"Apache Kafka {KAFKA_VERSION} could not be fetched from Maven Central ({error}): check the network; "
-            "behind a proxy with a certificate of its own set REQUESTS_CA_BUNDLE to a file with its authority; "
-            "or set DEVSTACK_KAFKA to a broker"
+            f"{coordinate} could not be fetched from Maven Central ({error}): check the network; "
+            f"behind a proxy with a certificate of its own set REQUESTS_CA_BUNDLE to a file with its authority{instead}"
         ) from error
 
 
