@@ -40,7 +40,7 @@ from consumer.lifecycle.model import Policy
 
 PREFIX = "CONSUMER_"
 SECRETS_DIR = "CONSUMER_SECRETS_DIR"
-SECRETS = ("__URL", "__SASL_PASSWORD")
+SECRETS = ("__URL", "PASSWORD")
 """How the variables end whose values are never shown."""
 
 
@@ -112,21 +112,35 @@ class KafkaSettings(_Group):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How to talk to the brokers; PLAINTEXT is for a local broker."
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
         "SCRAM-SHA-512", description="With SASL_*: the mechanism."
     )
     sasl_username: str | None = Field(None, description="With SASL_*: the user.")
     sasl_password: SecretStr | None = Field(None, description="With SASL_*: the password.")
+    sasl_token_provider: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = Field(
+        None, description="With OAUTHBEARER: `module:function`, which returns a token; asked on each connection."
+    )
     ssl_ca_file: FilePath | None = Field(
         None, description="With *SSL: the authority's certificate; default the system's."
     )
     ssl_certificate_file: FilePath | None = Field(None, description="For mTLS: the client's certificate.")
     ssl_key_file: FilePath | None = Field(None, description="For mTLS: the client's key.")
+    ssl_key_password: SecretStr | None = Field(None, description="For mTLS: the password of an encrypted key.")
 
     @model_validator(mode="after")
-    def _sasl_is_whole(self) -> "KafkaSettings":
-        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+    def _security_is_whole(self) -> "KafkaSettings":
+        is_sasl, is_tls = self.security_protocol.startswith("SASL"), self.security_protocol.endswith("SSL")
+        if is_sasl and self.sasl_mechanism == "OAUTHBEARER":
+            if not self.sasl_token_provider:
+                raise ValueError("sasl_mechanism OAUTHBEARER needs sasl_token_provider")
+        elif is_sasl and not (self.sasl_username and self.sasl_password):
             raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username and sasl_password")
+        if self.ssl_key_file and not self.ssl_certificate_file:
+            raise ValueError("ssl_key_file needs ssl_certificate_file")
+        if not is_tls and (self.ssl_ca_file or self.ssl_certificate_file):
+            raise ValueError(f"security_protocol {self.security_protocol} makes no use of ssl_*: say SSL or SASL_SSL")
+        if not is_sasl and (self.sasl_username or self.sasl_token_provider):
+            raise ValueError(f"security_protocol {self.security_protocol} makes no use of sasl_*: say SASL_SSL")
         return self
 
 

@@ -15,6 +15,7 @@ from consumer.settings import DatabaseSettings
 from tests.stack.broker import is_apache_kafka
 from tests.stack.database import execute, new_database
 from tests.stack.programs import missing
+from tests.stack.roles import as_owner, copy_for_app, new_roles, set_up_roles, with_role
 from tests.stack.services import Services, services
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=200, derandomize=bool(os.environ.get("CI")))
@@ -45,19 +46,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def template(stack: Services) -> Iterator[str]:
-    """The URL of a database that the shipped migrations made; tests get copies of it."""
+    """The owner's URL of a database that the shipped roles and migrations made; tests get copies of it."""
     with asyncio.Runner() as runner:
-        made = new_database(stack.postgres, "test_template")
-        url = runner.run(made.__aenter__())
-        migrations.upgrade(url)
-        yield url
+        made = _migrated_database(stack.postgres)
+        yield runner.run(made.__aenter__())
         runner.run(made.__aexit__(None, None, None))
+
+
+@asynccontextmanager
+async def _migrated_database(server: str) -> AsyncIterator[str]:
+    async with new_roles(server) as prefix, new_database(server, "test_template") as url:
+        await set_up_roles(url, prefix)
+        owner = with_role(url, f"{prefix}_owner")
+        await asyncio.to_thread(migrations.upgrade, owner)
+        yield owner
 
 
 @pytest.fixture
 async def database(stack: Services, template: str) -> AsyncIterator[str]:
-    """The URL of an empty database at the newest schema."""
-    async with new_database(stack.postgres, "test", template) as url:
+    """The URL of an empty database at the newest schema, as the role that may change rows and nothing else."""
+    async with copy_for_app(stack.postgres, template) as url:
         yield url
 
 
@@ -70,7 +78,7 @@ async def opened(url: str, metrics: Metrics | None = None, **settings: float) ->
 async def aged(url: str, days: float) -> None:
     """All history up to now was recorded so many days earlier."""
     await execute(url, f"UPDATE conversation_event SET recorded_at = recorded_at - interval '{days} days'")
-    await execute(url, "VACUUM FULL conversation_event")
+    await execute(as_owner(url), "VACUUM FULL conversation_event")
 
 
 @pytest.fixture

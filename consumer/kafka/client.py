@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from aiokafka.conn import create_conn
@@ -14,6 +15,7 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IllegalSaslStateError,
     InvalidSessionTimeoutError,
+    KafkaConnectionError,
     KafkaError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
@@ -22,6 +24,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 
 from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
+from consumer.kafka.token import TokenError, TokenProvider
 from consumer.settings import KafkaSettings
 
 # Where nobody has configured logging, as in a command, the error that is raised says it all.
@@ -29,9 +32,19 @@ logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 STOP_SECONDS = 5.0
 DIAGNOSIS_SECONDS = 5.0
+ALERT_SECONDS = 1.0
 SETTING = "CONSUMER_KAFKA__"
 OTHER_NAME = (62, 64)
 """OpenSSL's verify codes for a certificate of another host name or IP address."""
+REFUSED_CERTIFICATE = (
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_CERTIFICATE_",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+)
+"""What brokers answer to a client's certificate; Java says CERTIFICATE_UNKNOWN in nearly all cases."""
+OUT_OF_DATE = (9, 10)
+"""The same for a certificate that is not yet or no longer valid."""
 
 
 class Client(Protocol):
@@ -42,6 +55,9 @@ class Client(Protocol):
 
 async def start(client: Client, settings: KafkaSettings) -> None:
     """Starts a client of Kafka. Where that fails, the error says what a broker said and which variable to look at."""
+    # The client overlooks that a token is refused, and starts without brokers.
+    if _asks_for_tokens(settings) and (why := await _diagnosis(settings)):
+        raise UnavailableError(why)
     try:
         with classified():
             await client.start()
@@ -60,14 +76,12 @@ def classified() -> Iterator[None]:
 
 
 def connection_arguments(settings: KafkaSettings) -> dict[str, Any]:
-    """Of any client. Raises `ConfigurationError` where a certificate file cannot be used."""
+    """Of any client. Raises `ConfigurationError` where a certificate file or the token provider cannot be used."""
     secure: dict[str, Any] = {}
     if settings.security_protocol in ("SSL", "SASL_SSL"):
         secure["ssl_context"] = _ssl_context(settings)
-    if settings.security_protocol.startswith("SASL") and settings.sasl_password:
-        secure["sasl_mechanism"] = settings.sasl_mechanism
-        secure["sasl_plain_username"] = settings.sasl_username
-        secure["sasl_plain_password"] = settings.sasl_password.get_secret_value()
+    if settings.security_protocol.startswith("SASL"):
+        secure |= _sasl(settings)
     return {
         "bootstrap_servers": settings.bootstrap_servers,
         "client_id": "conversation-consumer",
@@ -81,18 +95,48 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def _asks_for_tokens(settings: KafkaSettings) -> bool:
+    return settings.security_protocol.startswith("SASL") and settings.sasl_mechanism == "OAUTHBEARER"
+
+
+def _sasl(settings: KafkaSettings) -> dict[str, Any]:
+    if _asks_for_tokens(settings):
+        provider = TokenProvider(settings.sasl_token_provider or "")
+        return {"sasl_mechanism": settings.sasl_mechanism, "sasl_oauth_token_provider": provider}
+    return {
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+    }
+
+
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ssl_ca_file)
     except ssl.SSLError as error:
         raise ConfigurationError(f"{SETTING}SSL_CA_FILE holds no certificate in PEM: {error.reason}") from None
     if settings.ssl_certificate_file:
-        try:
-            context.load_cert_chain(settings.ssl_certificate_file, settings.ssl_key_file)
-        except ssl.SSLError as error:
-            files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
-            raise ConfigurationError(f"{files} hold no certificate and its key in PEM: {error.reason}") from None
+        _load_client_certificate(context, settings, settings.ssl_certificate_file)
     return context
+
+
+def _load_client_certificate(context: ssl.SSLContext, settings: KafkaSettings, certificate: Path) -> None:
+    asked = False
+
+    def password() -> str:
+        """Asked for where the key is encrypted: without it, OpenSSL would ask at the terminal."""
+        nonlocal asked
+        asked = True
+        return settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else ""
+
+    try:
+        context.load_cert_chain(certificate, settings.ssl_key_file, password)
+    except ssl.SSLError as error:
+        if asked:
+            what = f"{'does not decrypt' if settings.ssl_key_password else 'is needed for'} the client's key"
+            raise ConfigurationError(f"{SETTING}SSL_KEY_PASSWORD {what}: the key is encrypted") from None
+        files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
+        raise ConfigurationError(f"{files} hold no certificate and its key in PEM: {error.reason}") from None
 
 
 def _translated(error: Exception) -> ConsumerError:
@@ -117,7 +161,7 @@ def _denied(error: Exception, what: str) -> str:
 
 async def _diagnosis(settings: KafkaSettings) -> str | None:
     """Why none of the bootstrap servers can be used: what each says. None if one of them can, by now."""
-    found = []
+    found: list[str] = []
     for server in settings.bootstrap_servers.split(","):
         try:
             await asyncio.wait_for(_ask(server, settings), DIAGNOSIS_SECONDS)
@@ -133,11 +177,35 @@ async def _ask(server: str, settings: KafkaSettings) -> None:
     host, _, port = server.rpartition(":")
     arguments = connection_arguments(settings)
     del arguments["bootstrap_servers"]
-    connection = await create_conn(host, int(port), **arguments)
+    connection = None
     try:
-        await connection.send(MetadataRequest([]))
+        connection = await create_conn(host, int(port), **arguments)
+        brokers = (await connection.send(MetadataRequest([]))).brokers
+    except KafkaConnectionError:
+        await _hear_alert(host, int(port), settings)
+        raise
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
+    if not brokers and _asks_for_tokens(settings):
+        raise SaslAuthenticationFailed("the broker refuses the token")
+
+
+async def _hear_alert(host: str, port: int, settings: KafkaSettings) -> None:
+    """Raises the `SSLError` of a broker that ends the connection over TLS: the client says only that it ended.
+
+    From TLS 1.3 on, a client learns after the handshake what the broker thinks of its certificate.
+    """
+    if not settings.security_protocol.endswith("SSL"):
+        return
+    reader, writer = await asyncio.open_connection(host, port, ssl=_ssl_context(settings))
+    try:
+        async with asyncio.timeout(ALERT_SECONDS):
+            await reader.read(1)
+    except TimeoutError:
+        return
+    finally:
+        writer.close()
 
 
 def _explained(error: Exception, settings: KafkaSettings) -> str:
@@ -152,8 +220,10 @@ def _explained(error: Exception, settings: KafkaSettings) -> str:
             why, look = "the connection is refused", f"check {servers}, and whether the broker runs"
         case TimeoutError():
             why, look = "no answer", f"check {servers}, {protocol} and the network"
+        case TokenError():
+            why, look = str(error), f"check {SETTING}SASL_TOKEN_PROVIDER ({settings.sasl_token_provider})"
         case SaslAuthenticationFailed():
-            why, look = str(error), f"check {SETTING}SASL_USERNAME and {SETTING}SASL_PASSWORD"
+            why, look = str(error), f"check {_credentials(settings)}"
         case UnsupportedSaslMechanismError():
             why, look = str(error), f"check {SETTING}SASL_MECHANISM ({settings.sasl_mechanism})"
         case IllegalSaslStateError():
@@ -164,12 +234,25 @@ def _explained(error: Exception, settings: KafkaSettings) -> str:
     return f"{why}: {look}"
 
 
+def _credentials(settings: KafkaSettings) -> str:
+    if _asks_for_tokens(settings):
+        return f"the token of {SETTING}SASL_TOKEN_PROVIDER ({settings.sasl_token_provider})"
+    return f"{SETTING}SASL_USERNAME and {SETTING}SASL_PASSWORD"
+
+
 def _explained_tls(error: ssl.SSLError, protocol: str) -> tuple[str, str]:
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in OTHER_NAME:
             return error.verify_message, f"name the brokers in {SETTING}BOOTSTRAP_SERVERS as their certificates do"
+        if error.verify_code in OUT_OF_DATE:
+            return error.verify_message, "renew the certificate of the broker, or check this machine's clock"
         return f"the certificate is not trusted ({error.verify_message})", f"check {SETTING}SSL_CA_FILE"
-    if "CERTIFICATE_REQUIRED" in (error.reason or ""):
+    reason = error.reason or ""
+    if "ALERT_CERTIFICATE_REQUIRED" in reason:
         files = f"{SETTING}SSL_CERTIFICATE_FILE and {SETTING}SSL_KEY_FILE"
         return "a client certificate is required", f"set {files}"
+    if any(word in reason for word in REFUSED_CERTIFICATE):
+        return f"the broker refuses the client's certificate ({reason})", (
+            f"check authority and dates of the one in {SETTING}SSL_CERTIFICATE_FILE"
+        )
     return f"no TLS ({error.reason or error})", f"the port may speak plaintext, check {protocol}"

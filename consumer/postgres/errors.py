@@ -84,7 +84,7 @@ def connecting(url: str) -> Iterator[None]:
     except asyncpg.PostgresError as error:
         known = _classify(error)
         if isinstance(known, ConfigurationError | UnavailableError):
-            raise type(known)(f"{server}: {known}") from error
+            raise type(known)(f"{server}: {known}{_certificate_hint(error, url)}") from error
         raise ConfigurationError(f"{server}: {server_message(error)}: check {_URL}") from error
     except asyncpg.ClientConfigurationError as error:
         raise ConfigurationError(f"{_URL} is not understood: {_without_password(str(error), url)}") from error
@@ -164,6 +164,13 @@ def _unconnected(error: OSError, server: str) -> ConsumerError:
     # Python's own text repeats the address. The numbers of name resolution are negative, and not the system's.
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
     return ConnectionLostError(f"{server}: {reason}: check the server, and host and port in {_URL}")
+
+
+def _certificate_hint(error: asyncpg.PostgresError, url: str) -> str:
+    """A server that refuses a client's certificate closes the connection; the driver hears no more than that."""
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError) and "sslcert=" in urlsplit(url).query:
+        return f": it may refuse the client's certificate, which its log would say: check sslcert in {_URL}"
+    return ""
 
 
 def _without_password(text: str, url: str) -> str:

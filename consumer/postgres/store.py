@@ -147,7 +147,8 @@ class PostgresStore:
         async with self._connection("load") as connection:
             if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
                 return None
-            return str(await connection.fetchval("SELECT version_num FROM alembic_version"))
+            revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+            return revision
 
     async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
         """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""

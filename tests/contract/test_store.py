@@ -18,7 +18,7 @@ from consumer.service.ports import Attempt, Decided, Locking, Lost, Snapshot
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryStore
-from tests.stack.database import new_database
+from tests.stack.roles import copy_for_app
 from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
@@ -32,7 +32,7 @@ async def store(request: pytest.FixtureRequest, stack: Services, template: str) 
     if request.param == "memory":
         yield MemoryStore()
     else:
-        async with new_database(stack.postgres, "test", template) as url, opened(url) as postgres:
+        async with copy_for_app(stack.postgres, template) as url, opened(url) as postgres:
             yield postgres
 
 

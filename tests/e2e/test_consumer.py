@@ -20,9 +20,11 @@ from schemas import Reason
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.e2e.conftest import PARTITIONS, Group, until
 from tests.stack.broker import delete
+from tests.stack.database import execute
 from tests.stack.kafka_broker import KafkaBroker
 from tests.stack.postgres_server import PostgresServer
 from tests.stack.replica import Replica
+from tests.stack.roles import as_owner
 
 NOW = datetime.now(UTC)
 
@@ -252,7 +254,7 @@ async def test_headers_of_a_dead_letter_are_kept(group: Group) -> None:
 
 
 async def test_what_postgresql_refuses_becomes_a_dead_letter(group: Group) -> None:
-    await group.rows("ALTER TABLE conversation_event ADD CHECK (actor <> 'poison')")
+    await execute(as_owner(group.database), "ALTER TABLE conversation_event ADD CHECK (actor <> 'poison')")
     await group.replica()
 
     await group.publish(message(at=NOW - MINUTE), close(at=NOW, actor="poison"), message(at=NOW))

@@ -16,7 +16,9 @@ from consumer.kafka.producer import KafkaProducer
 from consumer.records import Record
 from tests.builders import message
 from tests.e2e.conftest import Group, until
+from tests.stack.database import execute
 from tests.stack.replica import Replica
+from tests.stack.roles import as_owner
 
 NOW = datetime.now(UTC)
 TRACE, OTHER_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736", "0af7651916cd43dd8448eb211c80319c"
@@ -84,7 +86,7 @@ async def test_a_line_about_an_event_names_its_place_its_ids_and_its_trace(group
 
 
 async def test_a_line_about_a_refused_event_names_the_event(group: Group) -> None:
-    await group.rows("ALTER TABLE conversation_event ADD CHECK (event_id <> 'refuse-me')")
+    await execute(as_owner(group.database), "ALTER TABLE conversation_event ADD CHECK (event_id <> 'refuse-me')")
     replica = await group.replica()
 
     await group.publish(message(at=NOW, event_id="refuse-me"))

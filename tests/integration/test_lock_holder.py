@@ -1,13 +1,11 @@
 """A row that somebody holds: who that is, so that an operator can end it."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -18,7 +16,7 @@ from consumer.service.ports import LockHolder
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import message
 from tests.conftest import opened
-from tests.stack.database import execute
+from tests.stack.roles import as_owner
 
 NOW = datetime.now(UTC)
 LOCK = "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE"
@@ -112,16 +110,9 @@ async def test_a_user_without_rights_on_other_sessions_still_learns_the_process(
     store: PostgresStore, database: str
 ) -> None:
     await ConversationService(store).apply([message(at=NOW)])
-    user, address = f"writer_{secrets.token_hex(4)}", urlsplit(database)
-    await execute(database, f"CREATE ROLE {user} LOGIN PASSWORD '{user}'")
-    try:
-        await execute(database, f"GRANT SELECT, INSERT, UPDATE ON conversation TO {user}")
-        url = address._replace(netloc=f"{user}:{user}@{address.hostname}:{address.port}").geturl()
-        async with opened(url) as restricted, holding(database, LOCK) as holder:
-            assert await restricted.lock_holder("c-1") == replace(holder, since=None, state="")
-    finally:
-        await execute(database, f"DROP OWNED BY {user}")
-        await execute(database, f"DROP ROLE {user}")
+
+    async with holding(as_owner(database), LOCK) as holder:
+        assert await store.lock_holder("c-1") == replace(holder, since=None, state="")
 
 
 async def until_waiting(url: str, count: int) -> None:

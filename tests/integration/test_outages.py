@@ -15,10 +15,11 @@ from tests.conftest import opened
 from tests.integration.test_postgres import LOCK_C1, apply, outsider
 from tests.races import counted
 from tests.stack.database import execute
+from tests.stack.roles import as_owner
 
 NOW = datetime.now(UTC)
 KILL_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+    WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"""
 
 
 class TestOutages:
@@ -39,7 +40,7 @@ class TestOutages:
 
     async def test_a_failed_save_is_counted_as_an_error(self, store: PostgresStore, database: str) -> None:
         metrics = Metrics()
-        await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
+        await execute(as_owner(database), "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
 
         with pytest.raises(RefusedError):
             await ConversationService(store, metrics=metrics).apply([message(Author.AGENT, NOW)])
@@ -60,7 +61,7 @@ class TestOutages:
             assert counted(metrics, "conversation_db_pool_connections", state="unopened") == DatabaseSettings().writers
 
     async def test_an_error_does_not_quote_what_was_written(self, store: PostgresStore, database: str) -> None:
-        await execute(database, "ALTER TABLE conversation_event ADD COLUMN tenant text NOT NULL")
+        await execute(as_owner(database), "ALTER TABLE conversation_event ADD COLUMN tenant text NOT NULL")
 
         with pytest.raises(Exception, match="tenant") as caught:
             await apply(store, close(at=NOW, reason="canary-4711"))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -16,6 +17,7 @@ from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import opened
 from tests.stack.database import new_database
 from tests.stack.pgbouncer import PgBouncer
+from tests.stack.roles import as_app
 from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
@@ -26,14 +28,24 @@ IGNORED = f"ignore_startup_parameters = {PARAMETERS},enable_hashjoin,enable_merg
 pytestmark = pytest.mark.needs("pgbouncer")
 
 
-@pytest.fixture(scope="module", params=[("session", ""), ("transaction", ""), ("transaction", IGNORED)])
-def pooler(stack: Services, request: pytest.FixtureRequest) -> Iterator[PgBouncer]:
-    """One that refuses the parameters of a session, as it does by default, or one that ignores them."""
-    started = PgBouncer(stack.postgres, *request.param)
+# One that refuses the parameters of a session, as it does by default, or one that ignores them.
+POOLERS = [("session", ""), ("transaction", ""), ("transaction", IGNORED)]
+
+
+@contextmanager
+def pooling(server_url: str, *settings: str) -> Iterator[PgBouncer]:
+    started = PgBouncer(server_url, *settings)
     try:
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="module", params=POOLERS)
+def pooler(template: str, request: pytest.FixtureRequest) -> Iterator[PgBouncer]:
+    """It connects as the app."""
+    with pooling(as_app(template), *request.param) as started:
+        yield started
 
 
 async def test_several_writers_write_through_it(pooler: PgBouncer, database: str) -> None:
@@ -96,17 +108,16 @@ async def test_offsets_timers_and_reads_work_through_it(pooler: PgBouncer, datab
         assert await store.schema_revision() == migrations.head()
 
 
-async def test_migrations_run_through_it(pooler: PgBouncer, stack: Services) -> None:
-    async with new_database(stack.postgres, "test") as empty:
-        assert await asyncio.to_thread(migrations.upgrade, pooler.url(empty)) == migrations.head()
-        assert await asyncio.to_thread(migrations.upgrade, pooler.url(empty)) == migrations.head()
+@pytest.mark.parametrize("settings", POOLERS)
+async def test_migrations_run_through_it(stack: Services, settings: tuple[str, str]) -> None:
+    with pooling(stack.postgres, *settings) as pooler:
+        async with new_database(stack.postgres, "test") as empty:
+            assert await asyncio.to_thread(migrations.upgrade, pooler.url(empty)) == migrations.head()
+            assert await asyncio.to_thread(migrations.upgrade, pooler.url(empty)) == migrations.head()
 
 
-async def test_statement_pooling_is_refused_by_name(stack: Services, database: str) -> None:
-    pooler = PgBouncer(stack.postgres, "statement")
-    try:
+async def test_statement_pooling_is_refused_by_name(database: str) -> None:
+    with pooling(database, "statement") as pooler:
         async with opened(pooler.url(database)) as store:
             with pytest.raises(ConfigurationError, match="set PgBouncer's pool_mode to session or transaction"):
                 await ConversationService(store).apply([message(at=NOW)])
-    finally:
-        pooler.stop()

