@@ -76,6 +76,8 @@ def _as_text(value: object) -> str:
             return ""
         case SecretStr():
             return value.get_secret_value()
+        case bool():
+            return str(value).lower()
         case timedelta():
             return format_duration(value)
         case tuple():
