@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from tests.benchmarks import conditions, pruning
+from tests.benchmarks import outbox as relays
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
 from tests.benchmarks.contest import COMPETITORS, rate_of, run_of_ours
 from tests.benchmarks.ours import Run, apply_all
@@ -164,7 +165,30 @@ async def prune(arena: Arena, plan: Plan, results: Results) -> None:
     )
 
 
-PARTS = {part.__name__: part for part in (contest, latency, skew, contention, memory, growth, prune)}
+async def outbox(arena: Arena, plan: Plan, results: Results) -> None:
+    found = await relays.catch_up(arena, plan.outbox)
+    rate, mebibytes = (
+        found.rows / found.seconds,
+        (size / conditions.MIB for size in (found.highest_bytes, *found.sizes)),
+    )
+    results.tables["Outbox"] = table(
+        ("transitions", "rows/s", "CPU µs a row", "highest MiB", "table MiB: full", "published", "vacuumed"),
+        (
+            *(f"{found.rows:,}", f"{rate:,.0f}", f"{1e6 * found.cpu_seconds / found.rows:.1f}"),
+            *(f"{size:.1f}" for size in mebibytes),
+        ),
+    )
+    async with arena.log(Workload(events=plan.events)) as log:
+        alone = await _middle(plan, lambda: _alone(arena, log))
+        beside = await _middle(plan, lambda: relays.beside_a_relay(arena, log))
+    say("outbox", "a replica alone, beside a relay", alone.rate, beside.rate)
+    results.add(
+        Goal(f"outbox, {found.rows:,} transitions caught up", rate, 20_000, unit="rows/s"),
+        Goal("a replica at full load beside a relay against alone", beside.rate / alone.rate, 0.9),
+    )
+
+
+PARTS = {part.__name__: part for part in (contest, latency, skew, contention, memory, growth, prune, outbox)}
 
 
 def say(where: str, what: str, *rates: float) -> None:

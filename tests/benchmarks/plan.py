@@ -17,11 +17,12 @@ class Plan:
     grown: int
     backlog: int
     pruned: int
+    outbox: int
 
 
 FULL = Plan(
     "make bench",
-    ("contest", "latency", "skew", "contention", "memory", "growth", "prune"),
+    ("contest", "latency", "skew", "contention", "memory", "growth", "prune", "outbox"),
     replicas=(1, 2, 4),
     events=250_000,
     rounds=3,
@@ -30,6 +31,7 @@ FULL = Plan(
     grown=5_000_000,
     backlog=1_000_000,
     pruned=1_000_000,
+    outbox=1_000_000,
 )
 QUICK = Plan(
     "make bench-quick",
@@ -42,4 +44,5 @@ QUICK = Plan(
     grown=100_000,
     backlog=100_000,
     pruned=100_000,
+    outbox=100_000,
 )
