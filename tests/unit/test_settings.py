@@ -27,6 +27,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONSUMER_POLICY__PENDING_TTL", "soon"),
         ("CONSUMER_POLICY__PENDING_TTL", "-5"),
         ("CONSUMER_HTTP__PORT", "70000"),
+        ("CONSUMER_HTTP__ADMIN_PORT", "8080"),
         ("CONSUMER_KAFKA__TOPICS", ""),
         ("CONSUMER_SECRETS_DIR", "/does/not/exist"),
         ("CONSUMER_DATABASE__URL", ""),
@@ -53,7 +54,7 @@ def test_a_stalled_owner_must_be_ended_before_its_successor_starts(monkeypatch: 
 def test_sasl_needs_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSUMER_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
 
-    with pytest.raises(ConfigurationError, match="sasl_username"):
+    with pytest.raises(ConfigurationError, match="SASL_USERNAME"):
         load()
 
 
