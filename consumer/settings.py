@@ -129,18 +129,19 @@ class KafkaSettings(_Group):
 
     @model_validator(mode="after")
     def _security_is_whole(self) -> "KafkaSettings":
+        kafka, protocol = f"{PREFIX}KAFKA__", f"{PREFIX}KAFKA__SECURITY_PROTOCOL={self.security_protocol}"
         is_sasl, is_tls = self.security_protocol.startswith("SASL"), self.security_protocol.endswith("SSL")
         if is_sasl and self.sasl_mechanism == "OAUTHBEARER":
             if not self.sasl_token_provider:
-                raise ValueError("sasl_mechanism OAUTHBEARER needs sasl_token_provider")
+                raise ValueError(f"{kafka}SASL_MECHANISM=OAUTHBEARER needs {kafka}SASL_TOKEN_PROVIDER")
         elif is_sasl and not (self.sasl_username and self.sasl_password):
-            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_username and sasl_password")
+            raise ValueError(f"{protocol} needs {kafka}SASL_USERNAME and {kafka}SASL_PASSWORD")
         if self.ssl_key_file and not self.ssl_certificate_file:
-            raise ValueError("ssl_key_file needs ssl_certificate_file")
+            raise ValueError(f"{kafka}SSL_KEY_FILE needs {kafka}SSL_CERTIFICATE_FILE")
         if not is_tls and (self.ssl_ca_file or self.ssl_certificate_file):
-            raise ValueError(f"security_protocol {self.security_protocol} makes no use of ssl_*: say SSL or SASL_SSL")
+            raise ValueError(f"{protocol} makes no use of {kafka}SSL_*: should be SSL or SASL_SSL")
         if not is_sasl and (self.sasl_username or self.sasl_token_provider):
-            raise ValueError(f"security_protocol {self.security_protocol} makes no use of sasl_*: say SASL_SSL")
+            raise ValueError(f"{protocol} makes no use of {kafka}SASL_*: should be SASL_SSL")
         return self
 
 
@@ -209,8 +210,18 @@ class PruneSettings(_Group):
 
 
 class HttpSettings(_Group):
-    host: str = Field("0.0.0.0", description="Address of /metrics, /livez and /readyz.")  # noqa: S104
-    port: int = Field(8080, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
+    host: str = Field("0.0.0.0", description="Address of the pages.")  # noqa: S104
+    port: int = Field(8080, ge=0, le=65535, description="Port of the pages; 0 takes a free one.")
+    admin_host: str = Field("127.0.0.1", description="With an admin port: its address.")
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of /metrics and /status, which then leave the other one; 0 as above."
+    )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "HttpSettings":
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError(f"{PREFIX}HTTP__ADMIN_PORT must differ from {PREFIX}HTTP__PORT")
+        return self
 
 
 class LogSettings(_Group):
@@ -345,6 +356,8 @@ def _problem(detail: ErrorDetails) -> str:
     if not (where := detail["loc"]):
         return detail["msg"].removeprefix("Value error, ")
     name = PREFIX + "__".join(str(part) for part in where[:2]).upper()
-    given = detail["input"]
+    given, message = detail["input"], detail["msg"].removeprefix("Value error, ")
+    if message.startswith(PREFIX):
+        return message
     shown = f"={given}" if isinstance(given, str) and not name.endswith(SECRETS) else ""
-    return f"{name}{shown}: {detail['msg'].removeprefix('Value error, ')}"
+    return f"{name}{shown}: {message}"

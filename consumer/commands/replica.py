@@ -58,10 +58,10 @@ async def consume(settings: Settings, store_class: type[PostgresStore] = Postgre
             ).run()
 
         source = KafkaSource(settings.kafka, settings.worker, metrics, health, run_worker)
-        async with serve(settings.http, metrics, health, store.answers) as port:
+        async with serve(settings.http, metrics, health, store.answers) as ports:
             stop_on_signals(source.stop)
             watch = asyncio.create_task(watch_event_loop(metrics))
-            log.info("started", http_port=port, topics=settings.kafka.topics, group=settings.kafka.group_id)
+            log.info("started", **ports._asdict(), topics=settings.kafka.topics, group=settings.kafka.group_id)
             collect_garbage_seldom()
             try:
                 await source.run()
@@ -93,9 +93,9 @@ async def tick(settings: Settings) -> None:
             await producer.publish(topic, [(key, value)])
 
         ticking = Ticker(store, emit, settings.ticker, metrics, health)
-        async with serve(settings.http, metrics, health, store.answers) as port:
+        async with serve(settings.http, metrics, health, store.answers) as ports:
             stop_on_signals(ticking.stop)
-            log.info("ticking", http_port=port, topic=topic)
+            log.info("ticking", **ports._asdict(), topic=topic)
             await ticking.run()
     log.info("stopped")
 
@@ -112,9 +112,9 @@ async def relay(settings: Settings) -> None:
     ):
         await check_schema(store)
         relaying = OutboxRelay(store, producer.publish, settings=settings.outbox, metrics=metrics, health=health)
-        async with serve(settings.http, metrics, health, store.answers) as port:
+        async with serve(settings.http, metrics, health, store.answers) as ports:
             stop_on_signals(relaying.stop)
-            log.info("relaying", http_port=port, topic=topic)
+            log.info("relaying", **ports._asdict(), topic=topic)
             await relaying.run()
     log.info("stopped")
 

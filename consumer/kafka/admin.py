@@ -9,10 +9,10 @@ from datetime import timedelta
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
 from consumer.errors import ConfigurationError
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, grant, start
 from consumer.kafka.placement import misplaced
 from consumer.offsets import Partition
 from consumer.settings import KafkaSettings
@@ -79,8 +79,9 @@ class KafkaAdmin:
             (response,) = await self._client.describe_configs([resource])
         (described,) = response.to_object()["resources"]
         if described["error_code"]:
-            error = for_code(described["error_code"]).__name__
-            raise ConfigurationError(f"the settings of topic {topic} cannot be read: {error}")
+            error = for_code(described["error_code"])
+            remedy = f": {grant('DescribeConfigs')}" if error is TopicAuthorizationFailedError else ""
+            raise ConfigurationError(f"the settings of topic {topic} cannot be read: {error.__name__}{remedy}")
         return {entry["config_names"]: entry["config_value"] for entry in described["config_entries"]}
 
     async def create(self, topic: str, partitions: int, replication: int, configs: dict[str, str]) -> bool:

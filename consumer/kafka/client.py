@@ -156,7 +156,12 @@ def _translated(error: Exception) -> ConsumerError:
 
 
 def _denied(error: Exception, what: str) -> str:
-    return f"Kafka denies this user access to {what} ({error}): give {SETTING}SASL_USERNAME, or its certificate, an ACL"
+    return f"Kafka denies this user access to {what} ({error}): {grant('an ACL')}"
+
+
+def grant(what: str) -> str:
+    """The remedy where an ACL is missing."""
+    return f"give {SETTING}SASL_USERNAME, or its certificate, {what}"
 
 
 async def _diagnosis(settings: KafkaSettings) -> str | None:

@@ -1,7 +1,11 @@
-"""/metrics for Prometheus, /livez and /readyz for the orchestrator, /status for people."""
+"""/metrics for Prometheus, /livez and /readyz for the orchestrator, /status for people.
+
+Where there is an admin port, /metrics and /status are there and nowhere else.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
@@ -9,9 +13,16 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from consumer.errors import ConfigurationError
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics, samples
-from consumer.observability.status import as_html, as_json, read_status
+from consumer.observability.status import STYLE_HASH, as_html, as_json, read_status
 from consumer.settings import HttpSettings
 
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": f"default-src 'none'; style-src '{STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+}
+"""Of every answer: nothing is kept or guessed, and a page loads, runs and sends nothing."""
 POLL_TIMEOUT_SECONDS = 90.0
 """Longer than a rebalance, during which nothing is polled."""
 
@@ -44,27 +55,54 @@ class Pages:
         return self._health.not_ready() + database
 
 
+class Ports(NamedTuple):
+    """Where the probes are, and where the other pages are."""
+
+    probes: int
+    admin: int
+
+
 @asynccontextmanager
 async def serve(
     settings: HttpSettings, metrics: Metrics, health: Health, database_answers: Callable[[], Awaitable[bool]]
-) -> AsyncIterator[int]:
-    """Serves until the end of the block; yields the port."""
+) -> AsyncIterator[Ports]:
+    """Serves until the end of the block."""
     pages = Pages(metrics, health, database_answers)
+    probes = [web.get("/livez", pages.livez), web.get("/readyz", pages.readyz)]
+    admin = [web.get("/metrics", make_aiohttp_handler(metrics.registry)), web.get("/status", pages.status)]
+    async with AsyncExitStack() as stack:
+        if settings.admin_port is None:
+            port = await stack.enter_async_context(
+                _site("CONSUMER_HTTP__PORT", settings.host, settings.port, *probes, *admin)
+            )
+            yield Ports(port, port)
+            return
+        yield Ports(
+            await stack.enter_async_context(_site("CONSUMER_HTTP__PORT", settings.host, settings.port, *probes)),
+            await stack.enter_async_context(
+                _site("CONSUMER_HTTP__ADMIN_PORT", settings.admin_host, settings.admin_port, *admin)
+            ),
+        )
+
+
+@asynccontextmanager
+async def _site(variable: str, host: str, port: int, *routes: web.RouteDef) -> AsyncIterator[int]:
+    """Raises `ConfigurationError` naming the variable of the port, if it cannot be had."""
     app = web.Application()
-    app.router.add_get("/metrics", make_aiohttp_handler(metrics.registry))
-    app.router.add_get("/livez", pages.livez)
-    app.router.add_get("/readyz", pages.readyz)
-    app.router.add_get("/status", pages.status)
+    app.add_routes(routes)
+    app.on_response_prepare.append(_add_headers)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
         try:
-            await site.start()
+            await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise ConfigurationError(
-                f"CONSUMER_HTTP__PORT={settings.port}: {error.strerror}; 0 takes a free one"
-            ) from error
-        yield runner.addresses[0][1]
+            raise ConfigurationError(f"{variable}={port}: {error.strerror}; 0 takes a free one") from error
+        yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+    response.headers.popall("Server", None)

@@ -1,21 +1,26 @@
 """One replica at a glance, read off its metrics: what /status says of itself, and `top` of any replica."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from html import escape
 
 from consumer.observability.health import Health
 from consumer.observability.metrics import Sample, total
 
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 44rem; padding: 0 1rem; color: #1c2733 }
+table { border-collapse: collapse; width: 100%; margin: 0 0 1.5rem }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #dde3ea }
+td:last-child, th:last-child { text-align: right; font-variant-numeric: tabular-nums }
+.ready { color: #19703e } .unready { color: #b3261e }
+"""
+STYLE_HASH = f"sha256-{b64encode(sha256(STYLE.encode()).digest()).decode()}"
+"""What a content security policy knows the style by."""
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>conversation-consumer</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 44rem; padding: 0 1rem; color: #1c2733 }}
-table {{ border-collapse: collapse; width: 100%; margin: 0 0 1.5rem }}
-th, td {{ text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #dde3ea }}
-td:last-child, th:last-child {{ text-align: right; font-variant-numeric: tabular-nums }}
-.ready {{ color: #19703e }} .unready {{ color: #b3261e }}
-</style>
+<style>{style}</style>
 <h1>conversation-consumer {version}</h1>
 <p id="readiness" class="{state}">{readiness}</p>
 {tables}
@@ -154,6 +159,7 @@ def as_html(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> 
         _table("blocked", ("blocked partitions", ""), list(health.blocked.items())),
     ]
     return PAGE.format(
+        style=STYLE,
         version=escape(status.version),
         state="unready" if not_ready else "ready",
         readiness=escape("not ready: " + "; ".join(not_ready) if not_ready else "ready"),

@@ -187,6 +187,14 @@ async def test_a_port_that_is_taken_is_named(group: Group) -> None:
     assert (code, f"CONSUMER_HTTP__PORT={replica.port}" in err, "Traceback" in err) == (2, True, False)
 
 
+async def test_an_admin_port_that_is_taken_is_named(group: Group) -> None:
+    replica = await group.replica()
+
+    code, _, err = await command(group, "run", CONSUMER_HTTP__PORT="0", CONSUMER_HTTP__ADMIN_PORT=str(replica.port))
+
+    assert (code, f"CONSUMER_HTTP__ADMIN_PORT={replica.port}" in err, "Traceback" in err) == (2, True, False)
+
+
 async def test_a_conversation_is_shown_with_its_history(group: Group) -> None:
     replica = await group.replica()
     await group.publish(

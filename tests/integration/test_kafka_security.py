@@ -240,12 +240,21 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "why"),
         [
-            ({"security_protocol": "SASL_SSL"}, "needs sasl_username and sasl_password"),
-            ({"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER"}, "needs sasl_token_provider"),
+            (
+                {"security_protocol": "SASL_SSL"},
+                "SECURITY_PROTOCOL=SASL_SSL needs CONSUMER_KAFKA__SASL_USERNAME and CONSUMER_KAFKA__SASL",
+            ),
+            (
+                {"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER"},
+                "SASL_MECHANISM=OAUTHBEARER needs CONSUMER_KAFKA__SASL_TOKEN_PROVIDER",
+            ),
             ({"sasl_token_provider": "no-colon"}, "sasl_token_provider"),
-            ({"sasl_username": "me", "sasl_password": "x"}, "makes no use of sasl_"),
-            ({"ssl_ca_file": __file__}, "makes no use of ssl_"),
-            ({"security_protocol": "SSL", "ssl_key_file": __file__}, "needs ssl_certificate_file"),
+            ({"sasl_username": "me", "sasl_password": "x"}, "makes no use of CONSUMER_KAFKA__SASL_"),
+            ({"ssl_ca_file": __file__}, "makes no use of CONSUMER_KAFKA__SSL_"),
+            (
+                {"security_protocol": "SSL", "ssl_key_file": __file__},
+                "SSL_KEY_FILE needs CONSUMER_KAFKA__SSL_CERTIFICATE_FILE",
+            ),
         ],
     )
     def test_settings_that_would_be_without_effect_are_refused(self, settings: dict[str, str], why: str) -> None:

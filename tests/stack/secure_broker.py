@@ -18,6 +18,7 @@ from tests.stack.kafka_broker import KafkaBroker
 from tests.stack.process import free_port
 
 USER = "consumer"
+USERS = (USER, "ticker", "publisher", "operator", "administrator")
 PASSWORD = "swordfish-4711"
 AUDIENCE = "kafka"
 ISSUER = "https://issuer.example"
@@ -145,7 +146,7 @@ def secure_broker(directory: Path) -> Iterator[SecureBroker]:
         user=USER,
         password=PASSWORD,
     )
-    scram = [f"SCRAM-SHA-{size}=[name={USER},password={PASSWORD}]" for size in (256, 512)]
+    scram = [f"SCRAM-SHA-{size}=[name={user},password={PASSWORD}]" for size in (256, 512) for user in USERS]
     allowed = [f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://{issuer.keys}"]
     broker = KafkaBroker(ports["ADMIN"], overrides, scram, allowed)
     try:

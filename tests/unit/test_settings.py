@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from consumer.commands.config import in_force
 from consumer.errors import ConfigurationError
+from consumer.settings import SECRETS as ENDINGS_OF_SECRETS
 from consumer.settings import duration, format_duration, load, variables
 
 
@@ -27,6 +30,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONSUMER_POLICY__PENDING_TTL", "soon"),
         ("CONSUMER_POLICY__PENDING_TTL", "-5"),
         ("CONSUMER_HTTP__PORT", "70000"),
+        ("CONSUMER_HTTP__ADMIN_PORT", "8080"),
         ("CONSUMER_KAFKA__TOPICS", ""),
         ("CONSUMER_SECRETS_DIR", "/does/not/exist"),
         ("CONSUMER_DATABASE__URL", ""),
@@ -53,7 +57,7 @@ def test_a_stalled_owner_must_be_ended_before_its_successor_starts(monkeypatch: 
 def test_sasl_needs_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSUMER_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
 
-    with pytest.raises(ConfigurationError, match="sasl_username"):
+    with pytest.raises(ConfigurationError, match="SASL_USERNAME"):
         load()
 
 
@@ -113,3 +117,37 @@ def test_an_unknown_secret_file_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp
 
     with pytest.raises(ConfigurationError, match="CONSUMER_DATABASE__URI"):
         load()
+
+
+SECRETS = {
+    "CONSUMER_DATABASE__URL": "postgresql://app:canary-1@db/conversation?sslpassword=canary-2",
+    "CONSUMER_KAFKA__SASL_PASSWORD": "canary-3",
+    "CONSUMER_KAFKA__SSL_KEY_PASSWORD": "canary-4",
+}
+
+
+def test_no_secret_is_shown_by_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+    settings = load()
+
+    shown = [repr(settings), str(settings), f"{settings.kafka}", f"{settings.database!r}", settings.model_dump_json()]
+    assert "canary" not in "\n".join([*shown, *(value.value for value in in_force())])
+
+
+def test_the_secrets_are_those_settings_that_are_never_shown() -> None:
+    assert {name for name, _, _, default in variables() if name in SECRETS or isinstance(default, SecretStr)} == {
+        name for name, *_ in variables() if name.endswith(ENDINGS_OF_SECRETS)
+    }
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "mysql://me:canary-5@db" if name.endswith("URL") else "canary-5")
+    monkeypatch.setenv("CONSUMER_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+
+    assert "canary" not in str(caught.value)
