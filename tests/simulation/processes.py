@@ -238,7 +238,7 @@ class RelayProcess(Process):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         settings = OutboxSettings(
-            batch=world.rng.choice((1, 3, 100)), interval_seconds=2, turn_seconds=IDLE_IN_TRANSACTION_SECONDS
+            batch=world.rng.choice((1, 3, 100)), interval_seconds=4, turn_seconds=IDLE_IN_TRANSACTION_SECONDS
         )
         self._relay = OutboxRelay(
             self.store,
