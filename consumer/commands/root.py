@@ -21,6 +21,7 @@ COMMANDS = {
     "conversation": "One conversation: show, history.",
     "offsets": "Where the partitions go on: show, set.",
     "dead-letters": "Records that hold no valid event: list, show, replay.",
+    "what-if": "What would have happened under another policy.",
     "prune": "Remove history older than a horizon.",
     "top": "Watch replicas: rate, lag, conflicts, retries, dead letters.",
     "doctor": "Check that everything is in place, and say what to do where it is not.",

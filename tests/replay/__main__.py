@@ -1,0 +1,60 @@
+"""`make what-if-check`: traffic of the simulation, stored, then decided again. Exit code 1 if anything differs."""
+
+import argparse
+import asyncio
+import sys
+import time
+
+from consumer.commands.what_if import compare
+from consumer.commands.what_if_report import Result, print_result
+from consumer.postgres import migrations
+from consumer.settings import DatabaseSettings, Settings
+from tests.replay.stored_traffic import rows, store_traffic
+from tests.stack.database import new_database
+from tests.stack.process import say
+from tests.stack.services import services
+from tests.traffic import SHORT_POLICY
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.replay", description=__doc__)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with services() as found:
+        try:
+            asyncio.run(_run(found.postgres, options.events, options.seed))
+        except AssertionError as error:
+            say(f"differs: {error}")
+            return 1
+    return 0
+
+
+async def _run(server: str, events: int, seed: int) -> None:
+    async with new_database(server, "what_if") as database:
+        await asyncio.to_thread(migrations.upgrade, database)
+        result = await check(database, events, seed)
+        print_result(result, ids=False, as_json=False)
+
+
+async def check(database: str, events: int, seed: int = 0) -> Result:
+    """Stores so much traffic and decides it again under the policy of then. Raises `AssertionError` if that differs."""
+    started = time.monotonic()
+    now = await store_traffic(database, events, seed)
+    say(f"{events:,} records stored in {time.monotonic() - started:.0f} s")
+    settings = Settings(database=DatabaseSettings(url=database), policy=SHORT_POLICY)
+    policy = SHORT_POLICY.policy
+    result = await compare(settings, (policy, policy), since="1d", until=now.isoformat())
+    tally = result.tally
+    stored = await rows(database, "SELECT status, count(*) FROM conversation_session GROUP BY 1")
+    outcomes = await rows(
+        database, "SELECT outcome, count(*) FROM conversation_event WHERE source <> 'consumer' GROUP BY 1"
+    )
+    assert (tally.not_as_stored, tally.left_out, tally.otherwise, tally.at_another_time) == (0, 0, 0, 0), tally
+    assert tally.sessions_before == tally.sessions_after == dict(stored), stored
+    assert tally.outcomes_before == tally.outcomes_after == dict(outcomes), outcomes
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
