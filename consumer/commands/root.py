@@ -22,6 +22,7 @@ COMMANDS = {
     "offsets": "Where the partitions go on: show, set.",
     "dead-letters": "Records that hold no valid event: list, show, replay.",
     "what-if": "What would have happened under another policy.",
+    "report": "What happened in a period: conversations, races.",
     "prune": "Remove history older than a horizon.",
     "top": "Watch replicas: rate, lag, conflicts, retries, dead letters.",
     "doctor": "Check that everything is in place, and say what to do where it is not.",

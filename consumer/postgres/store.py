@@ -31,6 +31,7 @@ from consumer.postgres.histories import CONVERSATIONS, HistoryPage, history_page
 from consumer.postgres.locks import find_holder
 from consumer.postgres.outbox import PostgresOutboxBatch, backlog, take_turn
 from consumer.postgres.pool import Pool, create_engine
+from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
 from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
 from consumer.ticker import DueTimer
@@ -171,6 +172,14 @@ class PostgresStore:
         """How many conversations there are, by and large."""
         async with self._connection("load") as connection:
             return int(await connection.fetchval(CONVERSATIONS))
+
+    async def conversation_report(self, since: datetime, until: datetime) -> ConversationReport:
+        async with self._transaction("load", None) as connection:
+            return await conversation_report(connection, since, until)
+
+    async def race_report(self, since: datetime, until: datetime) -> RaceReport:
+        async with self._transaction("load", None) as connection:
+            return await race_report(connection, since, until)
 
     async def lock_holder(self, conversation_id: str) -> LockHolder | None:
         """Who holds the row of a conversation, or is inserting it; null if nobody does. Takes a second at most.
