@@ -34,7 +34,9 @@ async def read_range(settings: KafkaSettings, since: datetime, until: datetime) 
     async with admin(settings) as brokers:
         there = await brokers.topics()
     if missing := [topic for topic in settings.topics if topic not in there]:
-        raise ConfigurationError(f"topic {missing[0]} does not exist: check CONSUMER_KAFKA__TOPICS")
+        raise ConfigurationError(
+            f"topic {missing[0]} does not exist: run `conversation-consumer topics`, or check CONSUMER_KAFKA__TOPICS"
+        )
     partitions = [TopicPartition(topic, number) for topic in settings.topics for number in range(there[topic])]
     async with _consumer(settings) as client:
         with classified():
