@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import asyncpg
 
+from consumer.lifecycle.model import Status
+
 SECONDS = 600.0
 """Limit on a report: it reads more than a writer does, and may take longer."""
 # Writers look every row up by its key; a report reads whole tables.
@@ -24,10 +26,20 @@ _ACCEPTANCES = """
         SELECT extract(epoch FROM accepted_at - opened_at)::float AS seconds FROM conversation_session
         WHERE accepted_at >= $1 AND accepted_at < $2
     ) AS accepted"""
+# As the view `conversation_report` has it, but only of the conversations that closed in the period.
 _TIME_BY_STATUS = """
-    SELECT coalesce(sum(seconds_pending), 0)::float, coalesce(sum(seconds_in_progress), 0)::float,
-        coalesce(sum(seconds_idle), 0)::float
-    FROM conversation_report WHERE closed_at >= $1 AND closed_at < $2"""
+    WITH closed AS MATERIALIZED (
+        SELECT conversation_id, session, closed_at FROM conversation_session WHERE closed_at >= $1 AND closed_at < $2
+    ), stretch AS (
+        SELECT conversation_id, session, to_status AS status, occurred_at AS since, min(occurred_at) OVER (
+            PARTITION BY conversation_id, session ORDER BY version ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING
+        ) AS until
+        FROM conversation_event JOIN (SELECT DISTINCT conversation_id FROM closed) AS c USING (conversation_id)
+        WHERE from_status IS DISTINCT FROM to_status
+    )
+    SELECT status, sum(greatest(0, extract(epoch FROM least(until, closed_at) - since)))::float
+    FROM stretch JOIN closed USING (conversation_id, session)
+    WHERE status IN ('pending', 'progress', 'idle_timeout') GROUP BY 1"""
 _RACES = """
     SELECT (recorded_at AT TIME ZONE 'UTC')::date, race, count(*) FROM race_report
     WHERE recorded_at >= $1 AND recorded_at < $2 GROUP BY 1, 2 ORDER BY 1, 2"""
@@ -82,8 +94,8 @@ async def conversation_report(connection: asyncpg.Connection, since: datetime, u
     opened = await connection.fetchval(_OPENED, since, until, timeout=SECONDS)
     closings = [Closings(*row) for row in await connection.fetch(_CLOSINGS, since, until, timeout=SECONDS)]
     accepted, median, p90 = await connection.fetchrow(_ACCEPTANCES, since, until, timeout=SECONDS)
-    pending, progress, idle = await connection.fetchrow(_TIME_BY_STATUS, since, until, timeout=SECONDS)
-    seconds = {"pending": pending, "progress": progress, "idle_timeout": idle}
+    spent = dict(await connection.fetch(_TIME_BY_STATUS, since, until, timeout=SECONDS))
+    seconds = {status.value: spent.get(status, 0.0) for status in Status if status.is_open}
     return ConversationReport(opened, closings, accepted, median, p90, seconds)
 
 

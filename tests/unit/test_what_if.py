@@ -209,7 +209,7 @@ def test_the_first_delivery_of_a_record_wins() -> None:
 
 def test_an_event_is_decided_when_it_was_decided_however_late_it_came() -> None:
     """Too late for a reinstatement: at its own time it would have been one."""
-    some = [message(at=T0), tick(T0 + 49 * HOUR), message(at=T0 + 47 * HOUR)]
+    some: list[Event] = [message(at=T0), tick(T0 + 49 * HOUR), message(at=T0 + 47 * HOUR)]
     recorded = history(some, delays=[timedelta(0), timedelta(0), 50 * HOUR])
 
     _, tally = replayed(recorded)
@@ -219,7 +219,12 @@ def test_an_event_is_decided_when_it_was_decided_however_late_it_came() -> None:
 
 
 def test_a_session_that_was_open_at_the_change_counts_though_nothing_touched_it() -> None:
-    some = [message(at=T0), close(at=T0 + HOUR), message(at=T0 + 2 * HOUR), message(Author.SYSTEM, T0 + HOUR)]
+    some: list[Event] = [
+        message(at=T0),
+        close(at=T0 + HOUR),
+        message(at=T0 + 2 * HOUR),
+        message(Author.SYSTEM, T0 + HOUR),
+    ]
     recorded = history(some, delays=[timedelta(0), timedelta(0), timedelta(0), 3 * HOUR])
 
     ends, _ = replayed(recorded, since=T0 + 3 * HOUR, until=T0 + 5 * HOUR)
@@ -229,7 +234,7 @@ def test_a_session_that_was_open_at_the_change_counts_though_nothing_touched_it(
 
 
 def test_after_the_change_it_stays_changed_though_the_clock_runs_back() -> None:
-    some = [message(at=T0), message(Author.AGENT, at=T0 + MINUTE), close(at=T0 + 2 * MINUTE)]
+    some: list[Event] = [message(at=T0), message(Author.AGENT, at=T0 + MINUTE), close(at=T0 + 2 * MINUTE)]
     recorded = history(some, delays=[3 * HOUR, timedelta(0), 3 * HOUR])
 
     ends, tally = replayed(recorded, since=T0 + 2 * HOUR)
@@ -240,7 +245,7 @@ def test_after_the_change_it_stays_changed_though_the_clock_runs_back() -> None:
 
 def test_a_gap_in_the_history_starts_it_anew() -> None:
     """As an interrupted pruning leaves it."""
-    some = [message(at=T0), message(at=T0 + HOUR), close(at=T0 + 2 * HOUR), message(at=T0 + 3 * HOUR)]
+    some: list[Event] = [message(at=T0), message(at=T0 + HOUR), close(at=T0 + 2 * HOUR), message(at=T0 + 3 * HOUR)]
     recorded = history(some)
     archive = [fold(Conversation("c-1"), some[:3], (), POLICY, END).after.sessions[0]]
 
