@@ -44,7 +44,8 @@ def plot_bars(file: Path, title: str, names: Sequence[str], groups: Mapping[str,
     axes.set_ylabel(unit)
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if groups:
+        axes.legend(frameon=False)
     try:
         figure.savefig(file, dpi=110)
     except OSError as error:
