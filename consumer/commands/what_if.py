@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -22,14 +22,17 @@ from consumer.commands.what_if_report import Result, Source, plot_result, print_
 from consumer.decoding import decode_all
 from consumer.errors import ConfigurationError
 from consumer.kafka.log_range import read_range
-from consumer.lifecycle.model import Policy
+from consumer.lifecycle.model import Event, Policy
 from consumer.lifecycle.what_if import Comparison, HistoryReplay, LogReplay, Tally
 from consumer.postgres.store import PostgresStore
+from consumer.records import Record
 from consumer.settings import Settings, format_duration
 
 app = typer.Typer(add_completion=False)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STEP = 2000
+Place = tuple[str, int]
+"""(topic, partition)"""
 Advance = Callable[[int, int, int], None]
 """Tells the progress: how much of how much is done, and how many events were decided by now."""
 
@@ -58,10 +61,10 @@ def what_if(
     Nothing is written.
     """
     settings = configuration.load()
-    now = settings.policy.policy
-    changed = changed_policy(now, policy or ())
+    in_force = settings.policy.policy
+    changed = changed_policy(in_force, policy or ())
     check_plot(plot)
-    result = asyncio.run(compare(settings, (now, changed), source, since, until, examples=limit if ids else 0))
+    result = asyncio.run(compare(settings, (in_force, changed), source, since, until, examples=limit if ids else 0))
     if plot is not None:
         plot_result(result, plot)
     print_result(result, ids=ids, as_json=as_json)
@@ -143,13 +146,10 @@ async def _compare_log(settings: Settings, result: Result, advance: Advance) -> 
     """Reading the log is one half of the way, deciding its events the other."""
     comparison, tally = Comparison(*result.policies, *result.period), result.tally
     with Spool.open() as spool:
-        events, latest = 0, dict[tuple[str, int], int]()
+        events, latest = 0, dict[Place, int]()
         async for part in read_range(settings.kafka, *result.period):
             good, bad = decode_all(part.records, settings.worker.max_record_bytes)
-            for record, _ in good:
-                place = (record.topic, record.partition)
-                latest[place] = max(record.timestamp, latest.get(place, 0))
-            spool.add((max(record.timestamp, latest[record.topic, record.partition]), event) for record, event in good)
+            spool.add(dated(good, latest))
             events += len(good)
             result.dead_letters += len(bad)
             advance(part.passed, 2 * part.total, 0)
@@ -161,6 +161,14 @@ async def _compare_log(settings: Settings, result: Result, advance: Advance) -> 
                 if result.decided % STEP == 0:
                     advance(events + result.decided, 2 * events, result.decided)
             replay.end()
+
+
+def dated(records: Iterable[tuple[Record, Event]], latest: dict[Place, int]) -> Iterator[tuple[int, Event]]:
+    """The events with the times of their records: within a partition none before one that lies before it in the log."""
+    for record, event in records:
+        place = (record.topic, record.partition)
+        latest[place] = max(record.timestamp, latest.get(place, 0))
+        yield latest[place], event
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer.commands.spool import Spool
+from consumer.commands.what_if import dated
 from consumer.lifecycle.model import (
     Author,
     Conversation,
@@ -21,6 +23,7 @@ from consumer.lifecycle.model import (
 )
 from consumer.lifecycle.rules import apply, fold
 from consumer.lifecycle.what_if import Comparison, Ends, HistoryReplay, LogReplay, Tally
+from consumer.records import Record
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, message, tick
 
 POLICY = Policy()
@@ -254,3 +257,18 @@ def test_a_gap_in_the_history_starts_it_anew() -> None:
     assert ends is not None
     assert [session.number for session in ends.before] == [2]
     assert (tally.left_out, tally.not_as_stored) == (1, 0)
+
+
+def test_events_of_a_partition_keep_the_order_of_the_log_whatever_the_times_of_their_records() -> None:
+    first, second, third, other = message(), message(), message(), message()
+    records = [
+        *((Record("events", 0, 0, 10, b"", b""), first), (Record("events", 0, 1, 30, b"", b""), second)),
+        *((Record("events", 0, 2, 20, b"", b""), third), (Record("events", 1, 0, 15, b"", b""), other)),
+    ]
+
+    with Spool.open() as spool:
+        spool.add(dated(records, {}))
+        ((key, found),) = [(key, list(events)) for key, events in spool.conversations()]
+
+    assert key == "c-1"
+    assert found == [(10, first), (15, other), (30, second), (30, third)]
