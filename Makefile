@@ -8,9 +8,10 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check upgrade-check image image-check deploy-check sbom audit clean
+.PHONY: help install demo services test simulate planted-bugs what-if-check mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check upgrade-check image image-check deploy-check sbom audit clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
+EVENTS ?= 1000000
 IMAGE ?= conversation-consumer
 BASE ?= python:3.13-slim
 SEED ?= 0
@@ -48,6 +49,9 @@ planted-bugs: install ## plant a bug at a time, into the simulation and into rea
 		if [ $$code -ne 1 ] || ! grep "$${bug#*:}.*BROKEN" $$log; then cat $$log; echo "not found, exit code $$code"; exit 1; fi; \
 		rm $$log; \
 	done
+
+what-if-check: install ## store a million events, decide them again under the same policy: nothing may differ (EVENTS=1000000 SEED=0)
+	$(BIN)/python -m tests.replay --events $(EVENTS) --seed $(SEED)
 
 mutmut: install ## change the lifecycle and the service in every small way: the unit tests should notice
 	$(BIN)/python -m tests.mutants

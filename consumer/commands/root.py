@@ -21,6 +21,8 @@ COMMANDS = {
     "conversation": "One conversation: show, history.",
     "offsets": "Where the partitions go on: show, set.",
     "dead-letters": "Records that hold no valid event: list, show, replay.",
+    "what-if": "What would have happened under another policy.",
+    "report": "What happened in a period: conversations, races.",
     "prune": "Remove history older than a horizon.",
     "top": "Watch replicas: rate, lag, conflicts, retries, dead letters.",
     "healthcheck": "Ask the replica or ticker that runs here whether it is ready.",

@@ -139,7 +139,7 @@ class AssignedPartition:
 
     def append(self, records: Sequence["ConsumerRecord[bytes, bytes]"]) -> None:
         """Buffers what was fetched."""
-        fetched = [_record(record) for record in records]
+        fetched = [to_record(record) for record in records]
         self._buffer += fetched
         self._buffered_bytes += _size(fetched)
         self._fetched_to = self._read_to = fetched[-1].offset + 1
@@ -187,7 +187,7 @@ class AssignedPartition:
         return waiting and self.log_end > self._read_to and time.monotonic() - self._waiting_since > STALL_SECONDS
 
 
-def _record(record: "ConsumerRecord[bytes, bytes]") -> Record:
+def to_record(record: "ConsumerRecord[bytes, bytes]") -> Record:
     return Record(
         record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, tuple(record.headers)
     )

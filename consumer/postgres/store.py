@@ -5,13 +5,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.errors import ConfigurationError, ContentionError, UnavailableError
-from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
+from consumer.lifecycle.model import HistoryRow, Session
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog
@@ -28,9 +27,11 @@ from consumer.postgres.attempt import (
     session_from_row,
 )
 from consumer.postgres.client import set_for_transaction
+from consumer.postgres.histories import CONVERSATIONS, HistoryPage, history_pages, history_row
 from consumer.postgres.locks import find_holder
 from consumer.postgres.outbox import PostgresOutboxBatch, backlog, take_turn
 from consumer.postgres.pool import Pool, create_engine
+from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
 from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
 from consumer.ticker import DueTimer
@@ -163,7 +164,24 @@ class PostgresStore:
         columns = ", ".join((*HISTORY_COLUMNS, "recorded_at"))
         sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
         async with self._connection("load") as connection:
-            return [(_history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
+            return [(history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
+
+    def histories(self, since: datetime, until: datetime) -> AsyncIterator[HistoryPage]:
+        """See `histories.history_pages`."""
+        return history_pages(self._connection, since, until)
+
+    async def conversations(self) -> int:
+        """How many conversations there are, by and large."""
+        async with self._connection("load") as connection:
+            return int(await connection.fetchval(CONVERSATIONS))
+
+    async def conversation_report(self, since: datetime, until: datetime) -> ConversationReport:
+        async with self._transaction("load", None) as connection:
+            return await conversation_report(connection, since, until)
+
+    async def race_report(self, since: datetime, until: datetime) -> RaceReport:
+        async with self._transaction("load", None) as connection:
+            return await race_report(connection, since, until)
 
     async def lock_holder(self, conversation_id: str) -> LockHolder | None:
         """Who holds the row of a conversation, or is inserting it; null if nobody does. Takes a second at most.
@@ -231,13 +249,3 @@ class PostgresStore:
 
 def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:
     return (pages.start, 0), (pages.stop, 0)
-
-
-def _history_row(*values: Any) -> HistoryRow:
-    row = HistoryRow(*values)
-    return row._replace(
-        kind=Kind(row.kind),
-        outcome=Outcome(row.outcome),
-        from_status=row.from_status and Status(row.from_status),
-        to_status=Status(row.to_status),
-    )

@@ -9,11 +9,11 @@ from pydantic import SecretStr
 
 from consumer.kafka.producer import HEADER
 from consumer.lifecycle.model import Conversation
+from consumer.lifecycle.replay import History
 from consumer.postgres.store import PostgresStore
 from consumer.records import Record
 from consumer.settings import DatabaseSettings, KafkaSettings
 from schemas import Transition
-from tests.checker.replay import History
 from tests.checker.verdicts import Evidence, Letter, Move, Published
 from tests.stack.broker import read_all
 

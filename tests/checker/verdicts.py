@@ -22,11 +22,11 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
+from consumer.lifecycle.replay import History, replay
 from consumer.observability.metrics import Sample, total
 from consumer.outbox import OutboxRow, event_id
 from consumer.records import Record
 from schemas import Invalid, decode
-from tests.checker.replay import History, replay
 
 Key = tuple[str, str, str]
 """Conversation id, source, event id: what an event is known by."""

@@ -12,12 +12,12 @@ from pydantic import SecretStr
 from consumer.decoding import encoded
 from consumer.kafka.producer import KafkaProducer
 from consumer.lifecycle.model import CLOSED_BY, CONSUMER_SOURCE, Event, Outcome, Session, Status
+from consumer.lifecycle.replay import History
 from consumer.observability.metrics import Metrics, Sample, samples
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.checker.evidence import collect, transitions
-from tests.checker.replay import History
 from tests.checker.verdicts import Evidence, Ledger, Verdict, liveness, safety, truth_of_metrics
 from tests.demo.contention import sweep
 from tests.demo.downstream import Downstream

@@ -19,7 +19,7 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
-from tests.checker.replay import History
+from consumer.lifecycle.replay import History
 from tests.demo.naive import NaiveRow
 
 TENTH = timedelta(seconds=0.1)

@@ -41,6 +41,10 @@ async def nothing(stack: Services) -> AsyncIterator[Settings]:
         ("offsets show", 2, "create the database"),
         ("dead-letters list", 2, "conversation-consumer topics"),
         ("prune", 2, "create the database"),
+        ("what-if --policy idle_after=5m", 2, "create the database"),
+        ("what-if --policy idle_after=5m --source topic", 2, "conversation-consumer topics"),
+        ("report conversations", 2, "create the database"),
+        ("report races", 2, "create the database"),
         ("top 127.0.0.1:1 --rounds 1", 0, "Cannot connect"),
     ],
 )
@@ -72,7 +76,19 @@ async def test_the_doctor_goes_on_after_each_finding_until_all_is_well(
     assert f"none stored for group {nothing['CONSUMER_KAFKA__GROUP_ID']}: no replica has run yet" in well
 
 
-@pytest.mark.parametrize("arguments", ["offsets show", "dead-letters list", "dead-letters replay", "migrate status"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "offsets show",
+        "dead-letters list",
+        "dead-letters replay",
+        "migrate status",
+        "report races",
+        "report conversations",
+        "what-if --policy idle_after=5m",
+        "what-if --policy idle_after=5m --source topic",
+    ],
+)
 async def test_before_the_first_event_there_is_nothing_to_show(
     group: Group, stack: Services, nothing: Settings, arguments: str
 ) -> None:

@@ -108,3 +108,21 @@ async def test_an_ordinary_conversation_is_no_race(store: PostgresStore, databas
     await apply(store, goodbye(NOW - HOUR), message(at=NOW - MINUTE), close(at=NOW), close(Status.FAILED, NOW + SECOND))
 
     assert await races(database) == []
+
+
+async def test_the_report_of_a_period_adds_up_to_the_view(store: PostgresStore, database: str) -> None:
+    for number in range(3):
+        at = START + number * HOUR
+        events = (message(at=at), message(Author.AGENT, at + MINUTE), close(at=at + (20 + number) * MINUTE))
+        await apply(store, *(event._replace(conversation_id=f"c-{number}") for event in events))
+
+    found = await store.conversation_report(START, START + 2 * HOUR)
+
+    in_period = [session for session in await report(database) if session["closed_at"] < START + 2 * HOUR]
+    assert found.closed == len(in_period) == 2
+    assert found.seconds_by_status == {
+        "pending": sum(session["seconds_pending"] for session in in_period),
+        "progress": sum(session["seconds_in_progress"] for session in in_period),
+        "idle_timeout": sum(session["seconds_idle"] for session in in_period),
+    }
+    assert (found.accepted, found.median_seconds) == (2, 60)

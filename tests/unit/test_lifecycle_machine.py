@@ -24,9 +24,9 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
+from consumer.lifecycle.replay import replay
 from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import MINUTE, SECOND, T0, close, goodbye, message, tick
-from tests.checker.replay import replay
 from tests.model.oracle import decide
 
 POLICY = Policy()

@@ -21,9 +21,9 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
+from consumer.lifecycle.replay import replay
 from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, message, tick
-from tests.checker.replay import replay
 
 POLICY = Policy()
 MANUAL = [Status.FAILED, Status.USER_CLOSED, Status.SUPPORT_CLOSED, Status.AGENT_CLOSED]
