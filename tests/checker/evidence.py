@@ -7,12 +7,12 @@ import asyncpg
 from aiokafka import ConsumerRecord
 from pydantic import SecretStr
 
+from consumer.history.replay import History
 from consumer.kafka.producer import HEADER
 from consumer.lifecycle.model import Conversation
 from consumer.postgres.store import PostgresStore
 from consumer.records import Record
 from consumer.settings import DatabaseSettings, KafkaSettings
-from tests.checker.replay import History
 from tests.checker.verdicts import Evidence, Letter, Move
 from tests.stack.broker import read_all
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from consumer.decoding import to_event
+from consumer.history.replay import History, replay
 from consumer.lifecycle.model import (
     CONSUMER_SOURCE,
     RANK,
@@ -26,7 +27,6 @@ from consumer.observability.metrics import Sample, total
 from consumer.outbox import OutboxRow, event_id
 from consumer.records import Record
 from schemas import Invalid, decode
-from tests.checker.replay import History, replay
 
 Key = tuple[str, str, str]
 """Conversation id, source, event id: what an event is known by."""

@@ -10,6 +10,7 @@ import asyncpg
 from pydantic import SecretStr
 
 from consumer.decoding import encoded
+from consumer.history.replay import History
 from consumer.kafka.producer import KafkaProducer
 from consumer.lifecycle.model import CLOSED_BY, CONSUMER_SOURCE, Event, Outcome, Session, Status
 from consumer.observability.metrics import Metrics, Sample, samples
@@ -17,7 +18,6 @@ from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.checker.evidence import collect
-from tests.checker.replay import History
 from tests.checker.verdicts import Evidence, Ledger, Verdict, liveness, safety, truth_of_metrics
 from tests.demo.contention import sweep
 from tests.demo.environment import (

@@ -17,6 +17,7 @@ from consumer.errors import (
     StaleOwnerError,
     UnavailableError,
 )
+from consumer.history.replay import replay
 from consumer.lifecycle.model import Author, Event, Outcome, Policy, Status
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
@@ -26,7 +27,6 @@ from consumer.service.batch import Batch
 from consumer.service.ports import NONE, Conversations, EventsById, Locking
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, goodbye, message, tick
-from tests.checker.replay import replay
 from tests.conftest import opened
 from tests.races import counted
 from tests.stack.database import execute

@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from consumer.history.replay import replay
 from consumer.lifecycle.model import Author, Conversation, Event, Outcome, Policy, Session, Status
 from consumer.observability.metrics import Metrics
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, SECOND, close, goodbye, message, tick
-from tests.checker.replay import replay
 from tests.races import counted, race
 
 NOW = datetime.now(UTC)

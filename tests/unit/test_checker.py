@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from consumer.decoding import encoded
+from consumer.history.replay import replay
 from consumer.lifecycle.model import Author, Conversation, Event, HistoryRow, Policy, Status
 from consumer.lifecycle.rules import fold
 from consumer.records import Record
 from tests.builders import HOUR, SECOND, T0, close, message, tick
-from tests.checker.replay import replay
 from tests.checker.verdicts import Evidence, Ledger, Letter, Move, Verdict, liveness, safety, story
 from tests.demo.races import RACES, held, new_race, one_came_first
 

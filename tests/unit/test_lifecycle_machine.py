@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from consumer.history.replay import replay
 from consumer.lifecycle.model import (
     RANK,
     Author,
@@ -26,7 +27,6 @@ from consumer.lifecycle.model import (
 )
 from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import MINUTE, SECOND, T0, close, goodbye, message, tick
-from tests.checker.replay import replay
 from tests.model.oracle import decide
 
 POLICY = Policy()

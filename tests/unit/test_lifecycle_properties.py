@@ -7,6 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer.history.replay import replay
 from consumer.lifecycle.model import (
     RANK,
     Author,
@@ -23,7 +24,6 @@ from consumer.lifecycle.model import (
 )
 from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, message, tick
-from tests.checker.replay import replay
 
 POLICY = Policy()
 MANUAL = [Status.FAILED, Status.USER_CLOSED, Status.SUPPORT_CLOSED, Status.AGENT_CLOSED]
