@@ -23,7 +23,7 @@ _IDS_AFTER = """
         (SELECT DISTINCT conversation_id FROM conversation_event WHERE conversation_id > $1 ORDER BY 1 LIMIT $2) UNION
         (SELECT DISTINCT conversation_id FROM conversation_session_archive WHERE conversation_id > $1
             ORDER BY 1 LIMIT $2)
-    ) AS some ORDER BY 1 LIMIT $2"""
+    ) AS id ORDER BY 1 LIMIT $2"""
 # Counting a large table takes longer than a statement may.
 _ABOUT_HOW_MANY = """
     SELECT CASE WHEN reltuples > 1e6 THEN reltuples::bigint ELSE (SELECT count(*) FROM conversation) END

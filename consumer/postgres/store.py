@@ -165,7 +165,10 @@ class PostgresStore:
 
     async def stored(self, conversation_ids: Sequence[str]) -> list[Stored]:
         """All that is stored of these conversations, at one moment."""
-        async with self._connection("load") as connection, connection.transaction("repeatable_read", readonly=True):
+        async with (
+            self._connection("load") as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
             await set_for_transaction(connection)
             return await read_stored(connection, conversation_ids)
 
