@@ -9,7 +9,7 @@ import typer
 
 from consumer import settings as configuration
 from consumer.commands.forget import forget
-from consumer.commands.output import AsJson, moment, out, print_json, print_table
+from consumer.commands.output import AsJson, moment, print_json, print_line, print_table
 from consumer.commands.query import ask
 from consumer.commands.rebuild import rebuild
 from consumer.errors import ConsumerError
@@ -78,14 +78,12 @@ def _show_past(conversation_id: str, at: datetime, *, as_json: bool) -> None:
         f"{conversation_id} at {moment(at)}, as decided by then: version {conversation.version}", conversation
     )
     for row in later[:MOST_DECIDED_LATER]:
-        out.print(
+        print_line(
             f"decided later: version {row.version}, dated {moment(row.occurred_at)}: {row.kind} by {row.actor}, "
-            f"{row.outcome}, session {row.session} {row.to_status}",
-            markup=False,
-            soft_wrap=True,
+            f"{row.outcome}, session {row.session} {row.to_status}"
         )
     if (more := len(later) - MOST_DECIDED_LATER) > 0:
-        out.print(f"and {more} more that were dated before then and decided later")
+        print_line(f"and {more} more that were dated before then and decided later")
 
 
 def _as_data(conversation: Conversation) -> dict[str, object]:
@@ -175,11 +173,11 @@ def why(
             }
         )
         return
-    out.print(f"{conversation_id}, session {found.session.number}: {found.session.status}", style="bold", markup=False)
+    print_line(f"{conversation_id}, session {found.session.number}: {found.session.status}", style="bold")
     for version, text in found.sentences:
-        out.print(f"{f'v{version}' if version else '':>5}  {text}", markup=False)
+        print_line(f"version {version}: {text}" if version else text)
     if found.unknown:
-        out.print(f"       Times of then are not known: {found.unknown}.", markup=False)
+        print_line(f"Times of then are not known: {found.unknown}.")
 
 
 app.command()(rebuild)

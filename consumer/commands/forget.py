@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from consumer import settings as configuration
-from consumer.commands.output import AsJson, Yes, out, print_json
+from consumer.commands.output import AsJson, Yes, print_json, print_line
 from consumer.commands.replica import check_schema
 from consumer.errors import ConsumerError, ContentionError
 from consumer.kafka.admin import KafkaAdmin, admin
@@ -54,7 +54,7 @@ def forget(
             _print(conversation_id, rows, done=yes)
             _print_copies(settings.kafka, copies)
             if not yes:
-                out.print("nothing done: add --yes")
+                print_line("nothing done: add --yes")
 
     asyncio.run(work())
 
@@ -89,29 +89,25 @@ def _as_data(conversation_id: str, rows: Mapping[str, int], copies: list[Copy], 
 
 
 def _print(conversation_id: str, rows: Mapping[str, int], *, done: bool) -> None:
-    out.print(f"{conversation_id}: {'deleted' if done else 'to delete'}", style="bold", markup=False)
+    print_line(f"{conversation_id}: {'deleted' if done else 'to delete'}", style="bold")
     for table, count in rows.items():
-        out.print(f"  {table}: {count:,} rows")
-    out.print("Another event of the same id starts a new conversation, at session 1 and version 1.", soft_wrap=True)
+        print_line(f"  {table}: {count:,} rows")
+    print_line("Another event of the same id starts a new conversation, at session 1 and version 1.")
 
 
 def _print_copies(settings: KafkaSettings, copies: list[Copy]) -> None:
-    out.print("Kafka may still hold records of it:")
+    print_line("Kafka may still hold records of it:")
     for topic, partition, retention in copies:
         where = f" (partition {partition})" if partition is not None else ""
         kept = f"for at most {format_duration(retention)}" if retention else "without limit"
-        out.print(f"  {topic}{where}: {kept}", markup=False, soft_wrap=True)
+        print_line(f"  {topic}{where}: {kept}")
     tool = f"--bootstrap-server {settings.bootstrap_servers}"
     for topic in (copy.topic for copy in copies if copy.retention is None):
-        out.print(
+        print_line(
             f"To limit that: kafka-configs.sh {tool} --alter --entity-type topics --entity-name {topic} --add-config "
-            "retention.ms=1209600000",
-            markup=False,
-            soft_wrap=True,
+            "retention.ms=1209600000"
         )
-    out.print(
+    print_line(
         f"To remove the records of a partition now: kafka-delete-records.sh {tool} --offset-json-file FILE (see "
-        "docs/history.md)",
-        markup=False,
-        soft_wrap=True,
+        "docs/history.md)"
     )

@@ -30,19 +30,36 @@ def print_json(data: object) -> None:
     typer.echo(json.dumps(data, default=_as_json))
 
 
+def print_line(text: str, style: str | None = None) -> None:
+    """Wrapped between words on a terminal."""
+    out.print(Text(printable(text), style=style or ""))
+
+
 def print_table(title: str | None, headings: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """The first columns as far as they fit, the others named below each row. No cell is ever cut."""
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    """The first columns as far as they fit, the others named below each row. No cell is ever cut.
+
+    Without rows, a title stands alone.
+    """
+    cells = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
     fitting = _fitting(widths, out.width)
     if title:
         out.print(Text(title, style="bold"), soft_wrap=True)
+    if title and not cells:
+        return
     out.print(Text(_line(headings[:fitting], widths), style="dim"), soft_wrap=True)
     for row in cells:
         out.print(Text(_line(row[:fitting], widths)), soft_wrap=True)
         rest = [f"{name} {cell}" for name, cell in zip(headings[fitting:], row[fitting:], strict=True) if cell]
         if rest:
             out.print(Text("    " + ", ".join(rest)), soft_wrap=True)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Control characters as escapes, but those to keep: a producer's text must not drive the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def moment(at: datetime | None) -> str:

@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from consumer import settings as configuration
-from consumer.commands.output import AsJson, Yes, err, moment, out, print_json
+from consumer.commands.output import AsJson, Yes, err, moment, print_json, print_line
 from consumer.commands.replica import stop_on_signals
 from consumer.errors import ConsumerError, ContentionError
 from consumer.history.comparison import Difference, Finding, Result, compare
@@ -84,9 +84,9 @@ async def _rebuild_one(
     repaired = repair and finding.target is not None and await repair_now(store, conversation_id, policy)
     _print(finding, repaired=repaired, as_json=as_json)
     if finding.result is Result.EQUAL and not as_json:
-        out.print(f"{conversation_id}: as its {len(stored.history)} history rows say", markup=False, soft_wrap=True)
+        print_line(f"{conversation_id}: as its {len(stored.history)} history rows say")
     if finding.target is not None and not repair and not as_json:
-        out.print("nothing done: add --yes to write what the history says")
+        print_line("nothing done: add --yes to write what the history says")
     return finding.result is Result.EQUAL or repaired
 
 
@@ -166,7 +166,7 @@ def _print(finding: Finding, *, repaired: bool, as_json: bool) -> None:
     if finding.result in REMEDIES:
         lines.append(f"{finding.why}; {REMEDIES[finding.result]}")
     for line in [*lines, *(["repaired"] if repaired else [])]:
-        out.print(f"{finding.id}: {line}", markup=False, soft_wrap=True)
+        print_line(f"{finding.id}: {line}")
 
 
 def _as_text(difference: Difference) -> str:
@@ -186,13 +186,13 @@ def _print_tally(tally: Tally, *, repair: bool, as_json: bool) -> None:
         return
     counts = ", ".join(f"{count:,} {result}" for result, count in results.items())
     rate = tally.results.total() / tally.seconds if tally.seconds else 0
-    out.print(f"{tally.results.total():,} conversations in {tally.seconds:.1f} s, {rate:,.0f}/s: {counts}")
+    print_line(f"{tally.results.total():,} conversations in {tally.seconds:.1f} s, {rate:,.0f}/s: {counts}")
     for result, remedy in REMEDIES.items():
         if tally.results[result]:
-            out.print(f"{result.value}: {remedy}", soft_wrap=True)
+            print_line(f"{result.value}: {remedy}")
     if repair:
-        out.print(f"{tally.repaired:,} repaired")
+        print_line(f"{tally.repaired:,} repaired")
     elif tally.results[Result.DIFFERS]:
-        out.print("nothing done: add --yes to write what the history says")
+        print_line("nothing done: add --yes to write what the history says")
     if tally.stopped:
-        out.print("stopped before the end: run it again")
+        print_line("stopped before the end: run it again")
