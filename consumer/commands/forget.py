@@ -91,7 +91,7 @@ def _as_data(conversation_id: str, rows: Mapping[str, int], copies: list[Copy], 
 def _print(conversation_id: str, rows: Mapping[str, int], *, done: bool) -> None:
     print_line(f"{conversation_id}: {'deleted' if done else 'to delete'}", style="bold")
     for table, count in rows.items():
-        print_line(f"  {table}: {count:,} rows")
+        print_line(f"  {table}: {count:,} {'row' if count == 1 else 'rows'}")
     print_line("Another event of the same id starts a new conversation, at session 1 and version 1.")
 
 

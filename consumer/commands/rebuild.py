@@ -1,6 +1,7 @@
 """`conversation rebuild`: compares rows with the history, folded again, and repairs those that differ."""
 
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -96,7 +97,10 @@ async def _rebuild_all(store: PostgresStore, policy: Policy, *, repair: bool, as
     tally, total = Tally(), await store.about_how_many()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.perf_counter()
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+    # Findings go above the bar on a terminal, and nowhere else than to a pipe.
+    with Progress(
+        *columns, console=err, disable=not err.is_terminal, redirect_stdout=sys.stdout.isatty(), redirect_stderr=False
+    ) as progress:
         task = progress.add_task("conversations", total=total)
         async with aclosing(_findings(store, policy, stopping)) as batches:
             async for findings in batches:

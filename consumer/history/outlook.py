@@ -28,7 +28,8 @@ def _of_open(session: Session, now: datetime) -> Iterator[str]:
         yield f"Its deadline of {moment(due)} has passed: the next tick or newer event makes it {to}, dated then."
     elif session.idle_at is not None:
         yield f"Unless somebody writes, it becomes idle_timeout at {moment(session.idle_at)}."
-    yield f"Unless somebody writes, it expires at {moment(session.expires_at)}."
+    if session.expires_at >= now:
+        yield f"Unless somebody writes, it expires at {moment(session.expires_at)}."
     yield "Any close replaces an open status."
 
 
