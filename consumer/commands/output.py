@@ -30,6 +30,11 @@ def print_json(data: object) -> None:
     typer.echo(json.dumps(data, default=_as_json))
 
 
+def print_line(text: str, style: str | None = None) -> None:
+    """Wrapped between words on a terminal."""
+    out.print(Text(printable(text), style=style or ""))
+
+
 def print_table(title: str | None, headings: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """The first columns as far as they fit, the others named below each row. No cell is ever cut.
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "migrate": "The database's schema: up (default), status, sql.",
     "topics": "Create the topics that are missing.",
     "publish": "Publish events from files.",
-    "conversation": "One conversation: show, history.",
+    "conversation": "One conversation: show, history, why, rebuild, forget.",
     "offsets": "Where the partitions go on: show, set.",
     "dead-letters": "Records that hold no valid event: list, show, replay.",
     "what-if": "What would have happened under another policy.",

@@ -21,9 +21,9 @@ from consumer.commands.spool import Spool
 from consumer.commands.what_if_report import Result, Source, plot_result, print_result
 from consumer.decoding import decode_all
 from consumer.errors import ConfigurationError
+from consumer.history.what_if import Comparison, HistoryReplay, LogReplay, Tally
 from consumer.kafka.log_range import read_range
 from consumer.lifecycle.model import Event, Policy
-from consumer.lifecycle.what_if import Comparison, HistoryReplay, LogReplay, Tally
 from consumer.postgres.store import PostgresStore
 from consumer.records import Record
 from consumer.settings import Settings, format_duration
@@ -125,7 +125,7 @@ async def compare(
 
 async def _compare_histories(store: PostgresStore, result: Result, advance: Advance) -> None:
     comparison, tally = Comparison(*result.policies, *result.period), result.tally
-    total, scanned = await store.conversations(), 0
+    total, scanned = await store.about_how_many(), 0
     replay: HistoryReplay | None = None
     async for page in store.histories(*result.period):
         for row, recorded_at in page.rows:

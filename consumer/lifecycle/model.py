@@ -48,11 +48,13 @@ class Intent(Vocabulary):
 
 
 class Kind(Vocabulary):
-    """The short event types: values of `conversation_event.type` and of the `type` and `operation` labels."""
+    """The short event types: values of `conversation_event.type`. `EVENT_KINDS` are those of events and metrics."""
 
     INBOUND_MESSAGE = "inbound-message"
     MANUAL_CLOSE = "manual-close"
     TICK = "tick"
+    REPAIR = "repair"
+    """No event: an operator had the row written anew as its history folds. It changes no session and no status."""
 
 
 class Outcome(Vocabulary):
@@ -79,6 +81,7 @@ USER, AGENT, SUPPORT, SYSTEM = Author
 PENDING, PROGRESS, IDLE_TIMEOUT = Status.PENDING, Status.PROGRESS, Status.IDLE_TIMEOUT
 APPLIED = Outcome.APPLIED
 
+EVENT_KINDS = (Kind.INBOUND_MESSAGE, Kind.MANUAL_CLOSE, Kind.TICK)
 OPEN = frozenset({PENDING, PROGRESS, IDLE_TIMEOUT})
 EFFECTIVE = frozenset({Outcome.APPLIED, Outcome.RECLASSIFIED, Outcome.REINSTATED, Outcome.LATE, Outcome.OUTRANKED})
 

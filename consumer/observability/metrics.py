@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.samples import Sample as PrometheusSample
 
-from consumer.lifecycle.model import Change, Kind, Outcome
+from consumer.lifecycle.model import EVENT_KINDS, Change, Outcome
 from schemas import Reason
 
 Sample = PrometheusSample
@@ -133,7 +133,7 @@ class Metrics:
             for reason in Reason:
                 self.dead_letters.labels(topic, reason)
         for topic in (*topics, DIRECT):
-            for kind in Kind:
+            for kind in EVENT_KINDS:
                 for outcome in set(Outcome) - {Outcome.DEAD_LETTER}:
                     self.events.labels(topic, kind, outcome)
 
@@ -168,7 +168,7 @@ class Metrics:
             ["operation"],
             registry=reg,
         )
-        for kind in Kind:
+        for kind in EVENT_KINDS:
             self.concurrency_errors.labels(kind)
             self.operation_retries.labels(kind)
             self.retry_backoff.labels(kind)

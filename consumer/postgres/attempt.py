@@ -30,7 +30,7 @@ _SESSION_COLUMNS = tuple(column.name for column in session_columns())
 HISTORY_COLUMNS = tuple("type" if name == "kind" else name for name in HistoryRow._fields)
 _OUTBOX_COLUMNS = tuple(column.name for column in transition_outbox.c if column.name != "id")
 _OUTBOX_FIELDS = attrgetter(*_OUTBOX_COLUMNS[:-1])
-_SESSION_LIST = ", ".join(_SESSION_COLUMNS)
+SESSION_LIST = ", ".join(_SESSION_COLUMNS)
 _STATUS = {status.value: status for status in Status}
 _AUTHOR = {author.value: author for author in Author}
 
@@ -42,9 +42,9 @@ READ_VERSIONS_AND_KNOWN_IDS = """
     UNION ALL
     SELECT NULL, e.conversation_id, e.source, e.event_id FROM unnest($2::event_identity[]) AS k
     JOIN conversation_event AS e USING (conversation_id, source, event_id)"""
-LOAD = f"SELECT conversation_id, version, {_SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
+LOAD = f"SELECT conversation_id, version, {SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
 LOAD_ARCHIVE = f"""
-    SELECT conversation_id, {_SESSION_LIST} FROM conversation_session_archive
+    SELECT conversation_id, {SESSION_LIST} FROM conversation_session_archive
     WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
 LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
 VERSION_GUARD = "c.version = n.loaded"
@@ -62,12 +62,12 @@ def update_statement(version_guard: str) -> str:
 
 UPDATE = update_statement(VERSION_GUARD)
 INSERT = f"""
-    INSERT INTO conversation (conversation_id, version, {_SESSION_LIST}, wake_at)
-    SELECT conversation_id, version, {_SESSION_LIST}, LEAST(idle_at, expires_at) FROM unnest($1::conversation_write[])
+    INSERT INTO conversation (conversation_id, version, {SESSION_LIST}, wake_at)
+    SELECT conversation_id, version, {SESSION_LIST}, LEAST(idle_at, expires_at) FROM unnest($1::conversation_write[])
     ON CONFLICT DO NOTHING RETURNING conversation_id"""
 ARCHIVE = f"""
-    INSERT INTO conversation_session_archive (conversation_id, {_SESSION_LIST})
-    SELECT conversation_id, {_SESSION_LIST} FROM unnest($1::conversation_write[])
+    INSERT INTO conversation_session_archive (conversation_id, {SESSION_LIST})
+    SELECT conversation_id, {SESSION_LIST} FROM unnest($1::conversation_write[])
     ON CONFLICT (conversation_id, session) DO UPDATE SET
         {", ".join(f"{name} = excluded.{name}" for name in _SESSION_COLUMNS if name != "session")}"""
 OF_PARTITION = "consumer_group = $1 AND topic = $2 AND partition = $3"
@@ -226,11 +226,16 @@ async def _write_history_and_outbox(connection: asyncpg.Connection, written: Seq
         await connection.execute(ARCHIVE, archived)
     history = [(*row, now) for change in written for row in change.rows]
     if history:
-        await connection.copy_records_to_table(
-            "conversation_event", columns=(*HISTORY_COLUMNS, "recorded_at"), records=history
-        )
+        await copy_history(connection, history)
     if transitions := [(*_OUTBOX_FIELDS(row), now) for change in written for row in change.rows if row.is_transition]:
         await connection.copy_records_to_table("transition_outbox", columns=_OUTBOX_COLUMNS, records=transitions)
+
+
+async def copy_history(connection: asyncpg.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Each row ends with the time of its decision."""
+    await connection.copy_records_to_table(
+        "conversation_event", columns=(*HISTORY_COLUMNS, "recorded_at"), records=rows
+    )
 
 
 async def _hold_offset(connection: asyncpg.Connection, progress: Progress | None, lost: Lost) -> None:

@@ -8,18 +8,12 @@ from itertools import groupby
 
 import asyncpg
 
-from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
+from consumer.lifecycle.model import HistoryRow, Session
 from consumer.postgres.attempt import HISTORY_COLUMNS, LOAD_ARCHIVE, session_from_row
+from consumer.postgres.history import history_row
 
 SCANNED_CONVERSATIONS = 2000
 PAGE_ROWS = 10_000
-_KINDS = {kind.value: kind for kind in Kind}
-_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
-_STATUSES = {status.value: status for status in Status}
-# A count of a large table takes long, and here it only tells how far one has come.
-CONVERSATIONS = """
-    SELECT CASE WHEN reltuples < 100000 THEN (SELECT count(*) FROM conversation) ELSE reltuples::bigint END
-    FROM pg_class WHERE oid = 'conversation'::regclass"""
 _SCAN = """
     SELECT c.conversation_id, e.rows, e.rows < c.version, e.in_range
     FROM (
@@ -99,35 +93,3 @@ async def _archives(connection: asyncpg.Connection, ids: Sequence[str]) -> dict[
     for key, *session in await connection.fetch(LOAD_ARCHIVE, ids) if ids else ():
         archives.setdefault(key, []).append(session_from_row(*session))
     return archives
-
-
-def history_row(  # noqa: PLR0917 - the columns, in their order
-    conversation_id: str,
-    source: str,
-    event_id: str,
-    session: int,
-    version: int,
-    kind: str,
-    occurred_at: datetime,
-    outcome: str,
-    requested: str | None,
-    from_status: str | None,
-    to_status: str,
-    actor: str,
-    reason: str | None,
-) -> HistoryRow:
-    return HistoryRow(
-        conversation_id,
-        source,
-        event_id,
-        session,
-        version,
-        _KINDS[kind],
-        occurred_at,
-        _OUTCOMES[outcome],
-        requested,
-        _STATUSES[from_status] if from_status else None,
-        _STATUSES[to_status],
-        actor,
-        reason,
-    )

@@ -1,8 +1,9 @@
 """The store: stored offsets, timers, reports, pruning, and the attempts of the service."""
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
@@ -10,12 +11,12 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from consumer.errors import ConfigurationError, ContentionError, UnavailableError
-from consumer.lifecycle.model import HistoryRow, Session
+from consumer.history.comparison import Stored
+from consumer.lifecycle.model import Conversation, HistoryRow, Session
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog
 from consumer.postgres.attempt import (
-    HISTORY_COLUMNS,
     LOAD,
     LOAD_ARCHIVE,
     LOCK,
@@ -27,10 +28,12 @@ from consumer.postgres.attempt import (
     session_from_row,
 )
 from consumer.postgres.client import set_for_transaction
-from consumer.postgres.histories import CONVERSATIONS, HistoryPage, history_pages, history_row
+from consumer.postgres.histories import HistoryPage, history_pages
+from consumer.postgres.history import HISTORY, about_how_many, history_row, ids_after, read_stored
 from consumer.postgres.locks import find_holder
 from consumer.postgres.outbox import PostgresOutboxBatch, backlog, take_turn
 from consumer.postgres.pool import Pool, create_engine
+from consumer.postgres.repair import count_rows, delete_rows, write_repaired
 from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
 from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
@@ -161,19 +164,52 @@ class PostgresStore:
 
     async def history(self, conversation_id: str) -> list[tuple[HistoryRow, datetime]]:
         """The history rows of a conversation, each with the time of its decision, by version."""
-        columns = ", ".join((*HISTORY_COLUMNS, "recorded_at"))
-        sql = f"SELECT {columns} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
         async with self._connection("load") as connection:
-            return [(history_row(*row[:-1]), row[-1]) for row in await connection.fetch(sql, conversation_id)]
+            return [(history_row(*row[:-1]), row[-1]) for row in await connection.fetch(HISTORY, conversation_id)]
+
+    async def stored(self, conversation_ids: Sequence[str]) -> list[Stored]:
+        """All that is stored of these conversations, at one moment."""
+        async with (
+            self._connection("load") as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            await set_for_transaction(connection)
+            return await read_stored(connection, conversation_ids)
+
+    async def ids_after(self, conversation_id: str, limit: int) -> list[str]:
+        """The next ids in order, also of conversations that have lost their row."""
+        async with self._connection("load") as connection:
+            return await ids_after(connection, conversation_id, limit)
+
+    async def about_how_many(self) -> int:
+        """How many conversations there are, roughly if there are many."""
+        async with self._connection("load") as connection:
+            return await about_how_many(connection)
+
+    async def write_repaired(self, target: Conversation, loaded: int) -> None:
+        """Writes a conversation as its next version, with a history row of its own that changes no status.
+
+        Raises `ContentionError` if its row is no longer at version `loaded`, or is locked.
+        """
+        async with self._transaction("save", None) as connection:
+            await write_repaired(connection, target, loaded)
+
+    async def count_rows(self, conversation_id: str) -> dict[str, int]:
+        """Table -> how many rows `forget` would delete."""
+        async with self._connection("load") as connection:
+            return await count_rows(connection, conversation_id)
+
+    async def forget(self, conversation_id: str) -> dict[str, int]:
+        """Deletes every row of a conversation; by table, how many. Whoever has it cached will not use that again.
+
+        Raises `ContentionError` while somebody holds a row or an offset for long. Workers wait for the moment.
+        """
+        async with self._transaction("save", None) as connection:
+            return await delete_rows(connection, conversation_id, secrets.randbits(63))
 
     def histories(self, since: datetime, until: datetime) -> AsyncIterator[HistoryPage]:
         """See `histories.history_pages`."""
         return history_pages(self._connection, since, until)
-
-    async def conversations(self) -> int:
-        """How many conversations there are, by and large."""
-        async with self._connection("load") as connection:
-            return int(await connection.fetchval(CONVERSATIONS))
 
     async def conversation_report(self, since: datetime, until: datetime) -> ConversationReport:
         async with self._transaction("load", None) as connection:

@@ -7,9 +7,9 @@ import asyncpg
 from aiokafka import ConsumerRecord
 from pydantic import SecretStr
 
+from consumer.history.replay import History
 from consumer.kafka.producer import HEADER
 from consumer.lifecycle.model import Conversation
-from consumer.lifecycle.replay import History
 from consumer.postgres.store import PostgresStore
 from consumer.records import Record
 from consumer.settings import DatabaseSettings, KafkaSettings

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from consumer.decoding import to_event
+from consumer.history.replay import History, replay
 from consumer.lifecycle.model import (
     CONSUMER_SOURCE,
     RANK,
@@ -22,7 +23,6 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
-from consumer.lifecycle.replay import History, replay
 from consumer.observability.metrics import Sample, total
 from consumer.outbox import OutboxRow, event_id
 from consumer.records import Record

@@ -10,9 +10,9 @@ import asyncpg
 from pydantic import SecretStr
 
 from consumer.decoding import encoded
+from consumer.history.replay import History
 from consumer.kafka.producer import KafkaProducer
 from consumer.lifecycle.model import CLOSED_BY, CONSUMER_SOURCE, Event, Outcome, Session, Status
-from consumer.lifecycle.replay import History
 from consumer.observability.metrics import Metrics, Sample, samples
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
 
+from consumer.history.replay import History
 from consumer.lifecycle.model import (
     Author,
     Event,
@@ -19,7 +20,6 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
-from consumer.lifecycle.replay import History
 from tests.demo.naive import NaiveRow
 
 TENTH = timedelta(seconds=0.1)

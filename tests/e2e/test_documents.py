@@ -120,6 +120,9 @@ async def test_the_operators_commands_run_as_typed(exports: Exports, tmp_path: P
     assert "schema at" in outputs["conversation-consumer migrate"]
     assert "✗" not in outputs["conversation-consumer doctor"]
     assert "- -> pending" in outputs["conversation-consumer conversation history ID"]
+    assert "Opened as pending by the user's message" in outputs["conversation-consumer conversation why ID"]
+    assert "1 equal, 0 differs" in outputs["conversation-consumer conversation rebuild --all"]
+    assert "conversation_event: 1 row" in outputs["conversation-consumer conversation forget ID"]
     assert "[3]: " in outputs["conversation-consumer offsets set conversation.events 3 end --yes"]
     assert "rows removed" in outputs["conversation-consumer prune --yes"]
 

@@ -17,8 +17,8 @@ from consumer.errors import (
     StaleOwnerError,
     UnavailableError,
 )
+from consumer.history.replay import replay
 from consumer.lifecycle.model import Author, Event, Outcome, Policy, Status
-from consumer.lifecycle.replay import replay
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres.attempt import PostgresAttempt

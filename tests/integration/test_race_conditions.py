@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from consumer.history.replay import replay
 from consumer.lifecycle.model import Author, Conversation, Event, Outcome, Policy, Session, Status
-from consumer.lifecycle.replay import replay
 from consumer.observability.metrics import Metrics
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService

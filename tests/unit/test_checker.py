@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from consumer.decoding import encoded
+from consumer.history.replay import replay
 from consumer.lifecycle.model import Author, Conversation, Event, HistoryRow, Policy, Status
-from consumer.lifecycle.replay import replay
 from consumer.lifecycle.rules import fold
 from consumer.records import Record
 from tests.builders import HOUR, SECOND, T0, close, message, tick

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from consumer.history.replay import replay
 from consumer.lifecycle.model import (
     RANK,
     Author,
@@ -24,7 +25,6 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
-from consumer.lifecycle.replay import replay
 from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import MINUTE, SECOND, T0, close, goodbye, message, tick
 from tests.model.oracle import decide

@@ -7,6 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumer.history.replay import replay
 from consumer.lifecycle.model import (
     RANK,
     Author,
@@ -21,7 +22,6 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
-from consumer.lifecycle.replay import replay
 from consumer.lifecycle.rules import apply, deadlines, fold
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, message, tick
 

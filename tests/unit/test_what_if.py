@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from consumer.commands.spool import Spool
 from consumer.commands.what_if import dated
+from consumer.history.what_if import Comparison, Ends, HistoryReplay, LogReplay, Tally
 from consumer.lifecycle.model import (
     Author,
     Conversation,
@@ -22,7 +23,6 @@ from consumer.lifecycle.model import (
     Status,
 )
 from consumer.lifecycle.rules import apply, fold
-from consumer.lifecycle.what_if import Comparison, Ends, HistoryReplay, LogReplay, Tally
 from consumer.records import Record
 from tests.builders import HOUR, MINUTE, SECOND, T0, close, message, tick
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
+from consumer.history.replay import event_of
 from consumer.lifecycle.model import (
     CONSUMER_SOURCE,
     Conversation,
@@ -26,7 +27,6 @@ from consumer.lifecycle.model import (
     Status,
     Tick,
 )
-from consumer.lifecycle.replay import event_of
 from consumer.lifecycle.rules import apply
 
 
