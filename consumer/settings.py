@@ -5,7 +5,6 @@ Variables are `CONSUMER_*`, `__` nests: `CONSUMER_KAFKA__BOOTSTRAP_SERVERS`. A f
 """
 
 import os
-import re
 from collections.abc import Collection, Iterator
 from datetime import timedelta
 from difflib import get_close_matches
@@ -21,7 +20,6 @@ from pydantic import (
     Field,
     FilePath,
     SecretStr,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -35,6 +33,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from consumer.durations import Duration
 from consumer.errors import ConfigurationError
 from consumer.lifecycle.model import Policy
 
@@ -52,16 +51,6 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _iso_duration(value: object) -> object:
-    """`90` and `90s`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        return float(value)
-    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+d)?((?:[0-9]+h)?(?:[0-9]+m)?(?:[0-9]+s)?)", value)):
-        days, time = parts[1] or "", parts[2] and f"T{parts[2]}"
-        return f"P{days}{time}".upper()
-    return value
-
-
 def _postgresql_url(url: SecretStr) -> SecretStr:
     parts = urlsplit(url.get_secret_value())
     try:
@@ -75,7 +64,6 @@ def _postgresql_url(url: SecretStr) -> SecretStr:
 
 Seconds = Annotated[float, Field(gt=0)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-Duration = Annotated[timedelta, BeforeValidator(_iso_duration), Field(gt=timedelta(0))]
 
 
 class _Group(BaseModel):
@@ -293,25 +281,6 @@ class Settings(BaseSettings):
                 "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS: a stalled owner would block the next one"
             )
         return self
-
-
-def duration(text: str) -> timedelta:
-    """What a duration setting would understand by `text`. Raises `ConfigurationError` if nothing."""
-    try:
-        understood: timedelta = TypeAdapter(Duration).validate_python(text)
-    except ValidationError:
-        raise ConfigurationError(f"{text!r} is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601") from None
-    return understood
-
-
-def format_duration(duration: timedelta) -> str:
-    """As one would write it: `15m`, `48h`, `14d2h`; days from three on."""
-    rest, parts = duration.total_seconds(), list[str]()
-    for unit, size, least in (("d", 86_400, 3), ("h", 3600, 1), ("m", 60, 1)):
-        if rest >= least * size:
-            parts.append(f"{rest // size:g}{unit}")
-            rest %= size
-    return "".join(parts) + (f"{rest:g}s" if rest or not parts else "")
 
 
 def variables() -> Iterator[tuple[str, str, str, Any]]:

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 
 from consumer import settings as configuration
 from consumer.commands.output import AsJson, print_json, print_table
-from consumer.settings import SECRETS_DIR, Settings, format_duration, variables
+from consumer.durations import format_duration
+from consumer.settings import SECRETS_DIR, Settings, variables
 
 app = typer.Typer(add_completion=False)
 

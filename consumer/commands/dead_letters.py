@@ -15,6 +15,7 @@ import typer
 from consumer import settings as configuration
 from consumer.commands.output import AsJson, Yes, moment, out, print_json, print_table, printable
 from consumer.decoding import decode_all
+from consumer.durations import duration
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka import dead_letters as kafka
 from consumer.kafka.admin import admin
@@ -30,7 +31,7 @@ def _time(text: str) -> datetime:
         at = datetime.fromisoformat(text)
         return at if at.tzinfo else at.replace(tzinfo=UTC)
     with suppress(ConfigurationError, OverflowError):
-        return datetime.now(UTC) - configuration.duration(text)
+        return datetime.now(UTC) - duration(text)
     raise typer.BadParameter(f"{text!r} is no time: 2026-11-25, 2026-11-25T10:00:00Z, or how long ago, as 2h or 30d")
 
 

@@ -10,12 +10,13 @@ import typer
 from consumer import settings as configuration
 from consumer.commands.output import AsJson, Yes, print_json, print_line
 from consumer.commands.replica import check_schema
+from consumer.durations import format_duration
 from consumer.errors import ConsumerError, ContentionError
 from consumer.kafka.admin import KafkaAdmin, admin
 from consumer.kafka.placement import home_of
 from consumer.postgres.store import PostgresStore
 from consumer.retry import Backoff, retrying
-from consumer.settings import KafkaSettings, format_duration
+from consumer.settings import KafkaSettings
 
 BACKOFF = Backoff(0.1, 1.0)
 RETRY_SECONDS = 60.0

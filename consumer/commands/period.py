@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from consumer import settings as configuration
 from consumer.commands.output import moment
+from consumer.durations import duration
 from consumer.errors import ConfigurationError
 
 DEFAULT = timedelta(days=7)
@@ -48,7 +48,7 @@ def _time(option: str, text: str, now: datetime) -> datetime:
     except (ValueError, OverflowError):
         pass
     try:
-        return now - configuration.duration(text)
+        return now - duration(text)
     except (ConfigurationError, OverflowError):
         raise ConfigurationError(
             f"{option}: {text!r} is no time: write it as 2026-11-01, 2026-11-01T08:00Z, or how long ago, as 7d"

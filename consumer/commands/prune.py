@@ -19,11 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from consumer import settings as configuration
 from consumer.commands.output import Yes, err, moment, out
 from consumer.commands.replica import check_schema, stop_on_signals
+from consumer.durations import duration, format_duration
 from consumer.errors import ConfigurationError, ConsumerError, ContentionError
 from consumer.kafka.admin import RETENTION_SLACK, KafkaAdmin, admin
 from consumer.postgres.store import PostgresStore
 from consumer.retry import Backoff, retrying
-from consumer.settings import format_duration
 
 BATCH_PAGES = 128
 """A mebibyte, of some 6,000 rows: a transaction of a moment."""
@@ -76,7 +76,7 @@ def prune(
     if dry_run and yes:
         raise typer.BadParameter("--dry-run or --yes, not both")
     settings = configuration.load()
-    horizon = configuration.duration(older_than) if older_than is not None else settings.prune.horizon
+    horizon = duration(older_than) if older_than is not None else settings.prune.horizon
 
     async def work() -> bool:
         async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:

@@ -20,13 +20,14 @@ from consumer.commands.replica import check_schema
 from consumer.commands.spool import Spool
 from consumer.commands.what_if_report import Result, Source, plot_result, print_result
 from consumer.decoding import decode_all
+from consumer.durations import duration, format_duration
 from consumer.errors import ConfigurationError
 from consumer.history.what_if import Comparison, HistoryReplay, LogReplay, Tally
 from consumer.kafka.log_range import read_range
 from consumer.lifecycle.model import Event, Policy
 from consumer.postgres.store import PostgresStore
 from consumer.records import Record
-from consumer.settings import Settings, format_duration
+from consumer.settings import Settings
 
 app = typer.Typer(add_completion=False)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -86,7 +87,7 @@ def changed_policy(policy: Policy, changes: Sequence[str]) -> Policy:
             problems.append(f"{name} is given twice")
         else:
             try:
-                values[name] = configuration.duration(text)
+                values[name] = duration(text)
             except ConfigurationError as error:
                 problems.append(f"{name}: {error}")
     if problems:

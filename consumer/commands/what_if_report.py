@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from consumer.commands.output import out, print_json, print_table
 from consumer.commands.period import Period
 from consumer.commands.plot import plot_bars
+from consumer.durations import format_duration
 from consumer.history.what_if import Ends, Tally
 from consumer.lifecycle.model import Outcome, Policy, Session, Status
-from consumer.settings import format_duration
 
 Word = TypeVar("Word", bound=StrEnum)
 

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import PartitionStoppedError
 from consumer.kafka.client import classified
-from consumer.observability.metrics import Lag
+from consumer.observability.lag import Lag
 from consumer.offsets import Partition
 from consumer.records import Record
 from consumer.settings import WorkerSettings

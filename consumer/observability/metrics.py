@@ -3,22 +3,18 @@
 Conflict rate and mean retries are divisions made by Prometheus; the README has both lines.
 """
 
-import time
-from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Flag, auto
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
 from prometheus_client.samples import Sample as PrometheusSample
 
 from consumer.lifecycle.model import EVENT_KINDS, Change, Outcome
+from consumer.observability.histogram import BulkHistogram
+from consumer.observability.lag import Lag, LagCollector
 from schemas import Reason
 
 Sample = PrometheusSample
@@ -45,27 +41,6 @@ class Part(Flag):
     REPLICA = WRITES | CONSUMER | PROCESS
     TICKER_PROCESS = TICKER | PROCESS
     OUTBOX_PROCESS = OUTBOX | PROCESS
-
-
-class BulkHistogram(Histogram):
-    """A histogram that takes the observations of a batch at once: one increment a bucket instead of one each.
-
-    It uses private fields of its base: pyproject.toml bounds the version, `TestBulkHistogram` holds what is assumed.
-    """
-
-    def observe_all(self, amounts: Sequence[float]) -> None:
-        """Those below zero, of a clock that is behind another, count as zero."""
-        bounds = self._upper_bounds
-        for bucket, times in Tally([bisect_left(bounds, amount) for amount in amounts]).items():
-            self._buckets[bucket].inc(times)
-        self._sum.inc(sum(amounts) if min(amounts, default=0.0) >= 0 else sum(max(0.0, amount) for amount in amounts))
-
-    def observe_times(self, amount: float, times: int, exemplar: Mapping[str, str] | None = None) -> None:
-        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        bucket.inc(times)
-        self._sum.inc(amount * times)
-        if exemplar:
-            bucket.set_exemplar(Exemplar(dict(exemplar), amount, time.time()))
 
 
 class Metrics:
@@ -311,9 +286,9 @@ class Metrics:
         finally:
             self.inflight_events.dec(events)
 
-    def watch_lag(self, read: Callable[[], Iterable["Lag"]]) -> None:
+    def watch_lag(self, read: Callable[[], Iterable[Lag]]) -> None:
         """Has the lag gauges collected at scrape, so that they vanish with the partition."""
-        self.registry.register(_LagCollector(read))
+        self.registry.register(LagCollector(read))
 
     def dead_lettered(self, topic: str, kind: str, reason: str) -> None:
         self.events.labels(topic, kind, Outcome.DEAD_LETTER).inc()
@@ -333,29 +308,3 @@ def parsed(text: str) -> list[Sample]:
 def total(some: Iterable[Sample], name: str, **labels: str) -> float:
     """The value of a sample, summed over the labels not named."""
     return sum(s.value for s in some if s.name == name and labels.items() <= s.labels.items())
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How far a partition is behind: records not yet applied, and the age of the oldest of them."""
-
-    topic: str
-    partition: int
-    records: int
-    seconds: float
-
-
-class _LagCollector(Collector):
-    def __init__(self, read: Callable[[], Iterable[Lag]]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterable[Metric]:
-        labels = ["topic", "partition"]
-        records = GaugeMetricFamily("conversation_lag_records", "Records not yet applied.", labels=labels)
-        seconds = GaugeMetricFamily(
-            "conversation_lag_seconds", "Age of the oldest record not yet applied.", labels=labels
-        )
-        for lag in self._read():
-            records.add_metric([lag.topic, str(lag.partition)], lag.records)
-            seconds.add_metric([lag.topic, str(lag.partition)], lag.seconds)
-        return records, seconds

@@ -6,7 +6,8 @@ from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from consumer.observability.metrics import Lag, Metrics, Part
+from consumer.observability.lag import Lag
+from consumer.observability.metrics import Metrics, Part
 from tests.observability.rules import recorded
 
 EVERYTHING = Part.REPLICA | Part.TICKER | Part.OUTBOX

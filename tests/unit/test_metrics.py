@@ -4,7 +4,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.exposition import generate_latest
 
-from consumer.observability.metrics import BulkHistogram, Metrics, Part, samples
+from consumer.observability.histogram import BulkHistogram
+from consumer.observability.metrics import Metrics, Part, samples
 
 BUCKETS = (0.1, 0.5, 1.0)
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from consumer.commands.config import in_force
+from consumer.durations import duration, format_duration
 from consumer.errors import ConfigurationError
 from consumer.settings import SECRETS as ENDINGS_OF_SECRETS
-from consumer.settings import duration, format_duration, load, variables
+from consumer.settings import load, variables
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,41 @@
+"""Durations as people write them: `30d`, `48h`, `15m`, `90s`, or ISO 8601."""
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from consumer.errors import ConfigurationError
+
+
+def _iso_duration(value: object) -> object:
+    """`90` and `90s`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        return float(value)
+    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+d)?((?:[0-9]+h)?(?:[0-9]+m)?(?:[0-9]+s)?)", value)):
+        days, time = parts[1] or "", parts[2] and f"T{parts[2]}"
+        return f"P{days}{time}".upper()
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_iso_duration), Field(gt=timedelta(0))]
+
+
+def duration(text: str) -> timedelta:
+    """What a duration setting would understand by `text`. Raises `ConfigurationError` if nothing."""
+    try:
+        understood: timedelta = TypeAdapter(Duration).validate_python(text)
+    except ValidationError:
+        raise ConfigurationError(f"{text!r} is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601") from None
+    return understood
+
+
+def format_duration(duration: timedelta) -> str:
+    """As one would write it: `15m`, `48h`, `14d2h`; days from three on."""
+    rest, parts = duration.total_seconds(), list[str]()
+    for unit, size, least in (("d", 86_400, 3), ("h", 3600, 1), ("m", 60, 1)):
+        if rest >= least * size:
+            parts.append(f"{rest // size:g}{unit}")
+            rest %= size
+    return "".join(parts) + (f"{rest:g}s" if rest or not parts else "")
