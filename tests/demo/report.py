@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from consumer.lifecycle.model import Kind, Outcome
+from consumer.lifecycle.model import EVENT_KINDS, Outcome
 from consumer.observability.metrics import INVALID, Sample, total
 from tests.checker.verdicts import Ledger, Verdict
 from tests.demo.contention import Point
@@ -177,9 +177,9 @@ def _races(scores: list[Score]) -> Table:
 
 
 def _outcomes(metrics: list[Sample]) -> Table:
-    table = Table("outcome", *Kind, INVALID, title="What became of the events")
+    table = Table("outcome", *EVENT_KINDS, INVALID, title="What became of the events")
     for outcome in Outcome:
-        counts = [total(metrics, "conversation_events_total", type=kind, outcome=outcome) for kind in (*Kind, INVALID)]
+        counts = [total(metrics, "conversation_events_total", type=kind, outcome=outcome) for kind in (*EVENT_KINDS, INVALID)]
         table.add_row(outcome, *(f"{count:,.0f}" if count else "" for count in counts))
     return table
 
@@ -192,7 +192,7 @@ def _locking(metrics: list[Sample]) -> Table:
     )
     headings = ("operation", "committed", "conflicts", "conflict rate", "mean retries")
     table = Table(*headings, title="Optimistic locking", caption=caption)
-    for kind in Kind:
+    for kind in EVENT_KINDS:
         table.add_row(kind, *_figures(metrics, operation=kind))
     table.add_row("all", *_figures(metrics), style="bold")
     return table

@@ -20,6 +20,7 @@ from tests.conftest import aged, opened
 from tests.e2e.conftest import Group, until
 from tests.stack.broker import delete, read_all
 from tests.stack.database import execute, new_database
+from tests.stack.roles import as_owner, as_reader
 from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
@@ -170,6 +171,28 @@ async def test_a_database_without_tables_names_the_command(group: Group, stack: 
         code, _, err = await command(group, "conversation", "show", "c-1", CONSUMER_DATABASE__URL=empty)
 
     assert (code, "run `conversation-consumer migrate`" in err, "Traceback" in err) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["conversation show c-1", "conversation history c-1", "offsets show", "migrate status"]
+)
+async def test_a_reader_may_run_the_commands_that_only_read(group: Group, arguments: str) -> None:
+    async with opened(group.database) as store:
+        await ConversationService(store).apply([message(at=NOW)])
+
+    code, _, err = await command(group, *arguments.split(), CONSUMER_DATABASE__URL=as_reader(group.database))
+
+    assert (code, err) == (0, "")
+
+
+async def test_the_app_may_not_migrate(group: Group) -> None:
+    await execute(as_owner(group.database), "DELETE FROM alembic_version")
+
+    code, _, err = await command(group, "migrate")
+
+    assert (code, "Traceback" in err) == (2, False)
+    assert "permission denied for schema public" in err
+    assert "CONSUMER_DATABASE__URL" in err
 
 
 async def test_a_database_that_does_not_exist_is_named(group: Group, stack: Services) -> None:
