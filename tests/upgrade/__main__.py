@@ -44,7 +44,7 @@ def main(
 
 
 def print_result(console: Console, result: Result) -> None:
-    table = Table("step", "seconds", "events applied", "pause", "pause, worst partition")
+    table = Table("step", "seconds", "applied", "pause", "worst partition")
     for measured in result.measured:
         step = measured.step
         pauses = (f"{pause.total_seconds():.1f} s" for pause in (measured.pause, measured.partition_pause))

@@ -188,7 +188,7 @@ async def roll_back(rollout: Rollout, old: Build, schema: str) -> None:
     """An old build may have no relay: the transitions that it writes wait."""
     await rollout.end("outbox")
     await rollout.step(f"migrate of the old build leaves {schema}", rollout.migrate(old, schema))
-    await rollout.step("ticker back to the old build, no relay", rollout.serve_all(old, "ticker"))
+    await rollout.step("relay ends, ticker back to the old build", rollout.serve_all(old, "ticker"))
     for number in range(rollout.plan.replicas):
         await rollout.step(f"replica {number + 1} back to the old build", rollout.replace(number, old))
 
