@@ -170,7 +170,7 @@ async def play(rollout: Rollout, old: Build, new: Build) -> datetime:
     async with under_load(rollout) as traffic:
         await rollout.step(f"old replicas, schema {await rollout.schema()}", rollout.start(old))
         await rollout.step(f"migrate to {new_head}, old replicas run", rollout.migrate(new, new_head))
-        async with writing(rollout, traffic):
+        async with writing(rollout):
             await upgrade(rollout, new)
             await roll_back(rollout, old, new_head)
             if plan.forward_again:
@@ -188,7 +188,7 @@ async def roll_back(rollout: Rollout, old: Build, schema: str) -> None:
     """An old build may have no relay: the transitions that it writes wait."""
     await rollout.end("outbox")
     await rollout.step(f"migrate of the old build leaves {schema}", rollout.migrate(old, schema))
-    await rollout.step("relay ends, ticker back to the old build", rollout.serve_all(old, "ticker"))
+    await rollout.step("ticker back to the old build, no relay", rollout.serve_all(old, "ticker"))
     for number in range(rollout.plan.replicas):
         await rollout.step(f"replica {number + 1} back to the old build", rollout.replace(number, old))
 
@@ -240,7 +240,7 @@ async def publish(rollout: Rollout, traffic: Traffic, producer: KafkaProducer, s
 
 
 @asynccontextmanager
-async def writing(rollout: Rollout, traffic: Traffic) -> AsyncIterator[None]:
+async def writing(rollout: Rollout) -> AsyncIterator[None]:
     """A program that uses the service of the new build on the same conversations until the end of the block."""
     stop, own = asyncio.Event(), Traffic(rollout.plan.seed + 1, rollout.ledger, Mix(cold=1000))
     settings = DatabaseSettings(url=SecretStr(rollout.environment.database))
