@@ -179,7 +179,9 @@ def _races(scores: list[Score]) -> Table:
 def _outcomes(metrics: list[Sample]) -> Table:
     table = Table("outcome", *EVENT_KINDS, INVALID, title="What became of the events")
     for outcome in Outcome:
-        counts = [total(metrics, "conversation_events_total", type=kind, outcome=outcome) for kind in (*EVENT_KINDS, INVALID)]
+        counts = [
+            total(metrics, "conversation_events_total", type=kind, outcome=outcome) for kind in (*EVENT_KINDS, INVALID)
+        ]
         table.add_row(outcome, *(f"{count:,.0f}" if count else "" for count in counts))
     return table
 

@@ -203,6 +203,7 @@ OUTBOX = Row(
         Panel("Transitions published", {"": f"sum(rate(conversation_outbox_published_total[{INTERVAL}]))"}, unit="ops"),
         Panel("Transitions waiting", {"": "max(conversation_outbox_rows)"}),
         Panel("Oldest of them", {"": "max(conversation_outbox_oldest_seconds)"}, unit="s"),
+        Panel("Transitions per turn", quantiles("outbox_batch_transitions")),
     ),
 )
 POSTGRESQL = Row(

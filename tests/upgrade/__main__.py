@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.stack.process import DevstackError, say
+from consumer.errors import ConsumerError
+from tests.stack.process import say
 from tests.stack.services import services
 from tests.upgrade.build import install, new_build
 from tests.upgrade.check import check
@@ -35,7 +36,7 @@ def main(
             with services() as found:
                 say(found.origin)
                 result = asyncio.run(check(found, build, new_build(), Plan(replicas, rate, hold, seed)))
-    except DevstackError as error:
+    except ConsumerError as error:
         say(f"error: {error}")
         raise typer.Exit(1) from None
     print_result(Console(width=None if sys.stdout.isatty() else 100, highlight=False), result)
@@ -43,7 +44,7 @@ def main(
 
 
 def print_result(console: Console, result: Result) -> None:
-    table = Table("step", "seconds", "events applied", "pause", "pause, worst partition")
+    table = Table("step", "seconds", "applied", "pause", "worst partition")
     for measured in result.measured:
         step = measured.step
         pauses = (f"{pause.total_seconds():.1f} s" for pause in (measured.pause, measured.partition_pause))

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 import tarfile
@@ -44,13 +43,6 @@ class Build:
         )
         out, _ = await asyncio.wait_for(process.communicate(), COMMAND_SECONDS)
         return process.returncode or 0, out.decode()
-
-    async def head(self, settings: Mapping[str, str]) -> str:
-        """The newest schema that the build ships."""
-        _, out = await self.run(settings, "migrate", "status")
-        if found := re.search(r"this build (\d+)", out):
-            return found[1]
-        raise DevstackError(f"{self.name}: `migrate status` does not say which schema the build ships:\n{out}")
 
 
 def new_build() -> Build:

@@ -38,7 +38,7 @@ async def environment(stack: Services) -> AsyncIterator[Environment]:
 
 
 async def test_an_upgrade_and_a_rollback_under_load_lose_nothing(stack: Services, old: Build) -> None:
-    plan = Plan(replicas=2, events_per_second=200, hold_seconds=0.5, forward_again=False)
+    plan = Plan(replicas=2, events_per_second=150, hold_seconds=0.3, forward_again=False)
 
     result = await check(stack, old, new_build(), plan)
 
