@@ -33,6 +33,8 @@ BACKLOG_SECONDS = 5.0
 """How often the backlog is counted, at most."""
 COUNTING_SHARE = 0.02
 """The share of the time that counting may take: a large backlog is counted less often."""
+MAX_COUNTED = 1_000_000
+"""Where more than that wait, so many are counted: counting must not take longer than a statement may."""
 
 
 class OutboxRow(NamedTuple):
@@ -51,7 +53,7 @@ class OutboxRow(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What waits in the outbox: how many rows, and for how long the oldest of them has waited, in seconds."""
+    """What waits in the outbox: rows, `MAX_COUNTED` at most, and for how long the oldest has waited, in seconds."""
 
     rows: int
     oldest_seconds: float
@@ -102,7 +104,7 @@ class OutboxRelay:
         self._health = health
         self._backoff = Backoff(0.1, settings.outage_backoff_max_seconds, rng or Random())
         self._stopping = asyncio.Event()
-        self._count_at = 0.0
+        self._limit = settings.batch
 
     def stop(self) -> None:
         """Ends `run` after the batch in flight. Stopped twice is fine."""
@@ -110,25 +112,32 @@ class OutboxRelay:
         self._stopping.set()
 
     async def run(self) -> None:
-        while not self._stopping.is_set():
-            async for attempt in retrying(UnavailableError, self._backoff, self._wait, before_sleep=self._note_outage):
-                with attempt:
-                    published = 0 if self._stopping.is_set() else await self._step()
-            self._health.outages.pop("outbox", None)
-            if published < self._settings.batch:
-                await self._wait(self._settings.interval_seconds)
+        counting = asyncio.create_task(self._count_regularly())
+        try:
+            while not self._stopping.is_set():
+                limit = self._limit
+                if await self._through_outages() < limit:
+                    await self._wait(self._settings.interval_seconds)
+        finally:
+            self._stopping.set()
+            await counting
 
-    async def _step(self) -> int:
-        """One batch; how many transitions were published."""
-        self._health.polled_at = time.monotonic()
-        published = await self._relay()
-        await self._count_backlog()
+    async def _through_outages(self) -> int:
+        """One turn, however often it fails; how many transitions were published."""
+        published = 0
+        async for attempt in retrying(UnavailableError, self._backoff, self._wait, before_sleep=self._note_outage):
+            with attempt:
+                self._health.polled_at = time.monotonic()
+                published = 0 if self._stopping.is_set() else await self._turn()
+        self._limit = min(2 * self._limit, self._settings.batch)
+        if self._health.outages.pop("outbox", None):
+            log.info("outage over")
         return published
 
-    async def _relay(self) -> int:
+    async def _turn(self) -> int:
         clock, seconds = asyncio.get_running_loop().time, self._settings.turn_seconds
         started = clock()
-        async with self._outbox.turn(self._settings.batch, seconds) as batch:
+        async with self._outbox.turn(self._limit, seconds) as batch:
             if batch is None or not batch.rows:
                 return 0
             records = [encoded(row) for row in batch.rows]
@@ -140,19 +149,23 @@ class OutboxRelay:
         log.debug("transitions published", rows=len(batch.rows), seconds=round(clock() - started, 6))
         return len(batch.rows)
 
-    async def _count_backlog(self) -> None:
-        """Counting reads every row that waits, so it takes a small share of the time."""
+    async def _count_regularly(self) -> None:
+        """Whether anything is published or not. Counting reads what waits, so it takes a small share of the time."""
         clock = asyncio.get_running_loop().time
-        started = clock()
-        if started < self._count_at:
-            return
-        backlog = await self._outbox.backlog()
-        self._metrics.outbox_rows.set(backlog.rows)
-        self._metrics.outbox_oldest.set(backlog.oldest_seconds)
-        now = clock()
-        self._count_at = now + max(BACKLOG_SECONDS, (now - started) / COUNTING_SHARE)
+        while not self._stopping.is_set():
+            started = clock()
+            try:
+                backlog = await self._outbox.backlog()
+            except UnavailableError as error:
+                log.debug("the outbox was not counted", error=str(error))
+            else:
+                self._metrics.outbox_rows.set(backlog.rows)
+                self._metrics.outbox_oldest.set(backlog.oldest_seconds)
+            await self._wait(max(BACKLOG_SECONDS, (clock() - started) / COUNTING_SHARE))
 
     def _note_outage(self, error: BaseException, _: float) -> None:
+        """What takes too long to publish may be published in smaller batches."""
+        self._limit = max(1, self._limit // 2)
         if "outbox" not in self._health.outages:
             log.warning("outage: transitions are not published", error=str(error))
         self._health.outages["outbox"] = str(error)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from schemas import Reason
 
 TRACE_HEADERS = {
-    "traceparent": re.compile(rb"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"),
+    "traceparent": re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"),
     "tracestate": re.compile(rb"[\x20-\x7e]{1,512}"),
 }
 
@@ -28,10 +28,11 @@ class Record(NamedTuple):
 
         Source: W3C Trace Context; CloudEvents' extension for distributed tracing.
         """
-        named = {header.lower().removeprefix("ce_"): content or b"" for header, content in self.headers}
-        context = {
-            name: named[name].decode() for name, form in TRACE_HEADERS.items() if form.fullmatch(named.get(name, b""))
-        }
+        context: dict[str, str] = {}
+        for header, content in self.headers:
+            name = header.lower().removeprefix("ce_")
+            if name in TRACE_HEADERS and TRACE_HEADERS[name].fullmatch(content or b""):
+                context.setdefault(name, content.decode())
         return context if "traceparent" in context else {}
 
 

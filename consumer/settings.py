@@ -182,10 +182,9 @@ class TickerSettings(_Group):
 
 
 class OutboxSettings(_Group):
-    batch: int = Field(2000, ge=1, description="Most transitions published in one turn.")
-    turn_seconds: Seconds = Field(
-        30.0,
-        description="How long a turn may wait for Kafka; a frozen relay holds the others up for as long.",
+    batch: int = Field(2000, ge=1, le=10_000, description="Most transitions published in one turn.")
+    turn_seconds: float = Field(
+        30.0, ge=1, le=3600, description="How long a turn may wait for Kafka; a frozen relay keeps its turn so long."
     )
     interval_seconds: Seconds = Field(0.2, description="How often a relay looks for transitions when there are few.")
     outage_backoff_max_seconds: Seconds = Field(10.0, description="Longest wait between attempts in an outage.")
@@ -279,6 +278,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS must be below "
                 "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS: a stalled owner would block the next one"
+            )
+        if kafka.request_timeout_seconds >= self.outbox.turn_seconds:
+            raise ValueError(
+                "CONSUMER_KAFKA__REQUEST_TIMEOUT_SECONDS must be below CONSUMER_OUTBOX__TURN_SECONDS: "
+                "a turn would end before its transitions are acknowledged"
             )
         return self
 

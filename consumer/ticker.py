@@ -84,7 +84,9 @@ class Ticker:
             self._metrics.expiry_overdue.set(await self._timers.overdue())
         except UnavailableError as error:
             log.warning("outage: timers cannot be read", error=str(error))
+            self._health.outages["timers"] = str(error)
             return 0
+        self._health.outages.pop("timers", None)
         for timer in due:
             if timer.deadline_has_passed:
                 self._start(timer)

@@ -196,7 +196,7 @@ class PartitionWorker:
         place = self._source.partition
         facts = BatchFacts(place.group, place.topic, place.number, records[0].offset, len(records))
         with (
-            self._tracing.batch(facts, lambda: [context for record in records if (context := record.trace_context())]),
+            self._tracing.batch(facts, lambda: (context for record in records if (context := record.trace_context()))),
             bound_contextvars(**_named(trace_id=self._tracing.trace_id())),
         ):
             await self._apply_records(records)

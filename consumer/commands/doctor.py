@@ -15,7 +15,7 @@ from consumer.kafka.admin import admin, check_topics, log_bounds, misplaced_shar
 from consumer.kafka.placement import REMEDY
 from consumer.observability import logs
 from consumer.offsets import Partition, StoredOffset
-from consumer.outbox import Backlog
+from consumer.outbox import MAX_COUNTED
 from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
@@ -124,16 +124,19 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     overdue = await store.overdue()
     remedy = "start `conversation-consumer ticker`, or see why its ticks are not consumed" if overdue else ""
     yield Finding("deadlines", f"{overdue} passed a minute ago or longer and have no effect yet", remedy)
-    yield _outbox(await store.backlog())
+    yield await _outbox(store)
 
 
-def _outbox(backlog: Backlog) -> Finding:
-    """Transitions that wait are no fault of the consumers: not everybody publishes them."""
+async def _outbox(store: PostgresStore) -> Finding:
+    try:
+        backlog = await store.backlog()
+    except ConsumerError as error:
+        return Finding("outbox", "not counted", str(error))
     waits = backlog.oldest_seconds > MAX_OUTBOX_SECONDS
     remedy = "start `conversation-consumer outbox`, or see why it cannot publish" if waits else ""
-    return Finding(
-        "outbox", f"{backlog.rows:,} transitions wait, the oldest for {backlog.oldest_seconds:.0f} s", remedy
-    )
+    some = "at least " if backlog.rows >= MAX_COUNTED else ""
+    text = f"{some}{backlog.rows:,} transitions wait, the oldest for {backlog.oldest_seconds:.0f} s"
+    return Finding("outbox", text, remedy)
 
 
 def _schema(revision: str | None, newest: str) -> Finding:

@@ -93,6 +93,7 @@ async def tick(settings: Settings) -> None:
             await producer.publish(topic, [(key, value)])
 
         ticking = Ticker(store, emit, settings.ticker, metrics, health)
+        metrics.ready.set_function(lambda: not health.not_ready())
         async with serve(settings.http, metrics, health, store.answers) as ports:
             stop_on_signals(ticking.stop)
             log.info("ticking", **ports._asdict(), topic=topic)
@@ -112,6 +113,7 @@ async def relay(settings: Settings) -> None:
     ):
         await check_schema(store)
         relaying = OutboxRelay(store, producer.publish, settings=settings.outbox, metrics=metrics, health=health)
+        metrics.ready.set_function(lambda: not health.not_ready())
         async with serve(settings.http, metrics, health, store.answers) as ports:
             stop_on_signals(relaying.stop)
             log.info("relaying", **ports._asdict(), topic=topic)

@@ -23,6 +23,8 @@ NO_LIMIT_MS = 100 * 365 * 86_400_000
 """A century: who sets more means no limit."""
 READ_SECONDS = 10.0
 """Limit on reading the last records of a partition."""
+TRANSITION_BYTES = 8192
+"""No transition is larger: id, actor and reason have 900 characters together, of at most six bytes each."""
 HEADER_BYTES = 1024
 """Room that the error headers of a dead letter may take beyond the record."""
 
@@ -126,10 +128,18 @@ async def check_topics(settings: KafkaSettings) -> int:
 
 
 async def transition_limit(settings: KafkaSettings) -> int:
-    """The size limit of the transition topic, in bytes. Raises `ConfigurationError` if there is no such topic."""
+    """The size limit of the transition topic, in bytes.
+
+    Raises `ConfigurationError` if there is no such topic, or a transition might not fit into it.
+    """
     async with admin(settings) as client:
         await _require(client, settings, settings.transition_topic)
-        return await client.max_message_bytes(settings.transition_topic)
+        limit = await client.max_message_bytes(settings.transition_topic)
+    if limit < TRANSITION_BYTES:
+        raise ConfigurationError(
+            f"max.message.bytes of {settings.transition_topic} is {limit}: raise it to at least {TRANSITION_BYTES}"
+        )
+    return limit
 
 
 async def _require(client: KafkaAdmin, settings: KafkaSettings, *topics: str) -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import MessageSizeTooLargeError
 
 from consumer.errors import UnavailableError
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
@@ -27,7 +27,7 @@ class BulkProducer:
     def __init__(self, settings: KafkaSettings, topic: str, max_message_bytes: int) -> None:
         self._settings = settings
         self._topic = topic
-        self._batch_bytes = min(MAX_BATCH_BYTES, max(OVERHEAD_BYTES, max_message_bytes - OVERHEAD_BYTES))
+        self._batch_bytes = min(MAX_BATCH_BYTES, max_message_bytes - OVERHEAD_BYTES)
         self._producer: AIOKafkaProducer | None = None
 
     @classmethod
@@ -41,20 +41,35 @@ class BulkProducer:
             await made._discard()
 
     async def publish(self, records: Sequence[KeyAndValue]) -> None:
-        """Returns when all replicas have all records. Raises `UnavailableError`: then some may be published."""
+        """Returns when all replicas have all records. Raises `UnavailableError`: then some may be published.
+
+        Takes no longer than a request may: an idempotent producer itself would wait for its broker without limit.
+        """
         try:
             producer = await self._started()
-            with classified():
-                partitions = len(await producer.partitions_for(self._topic))
-                by_partition: dict[int, list[KeyAndValue]] = {}
-                for record in records:
-                    by_partition.setdefault(home_of(record[0], partitions), []).append(record)
-                sent = [self._publish(producer, partition, some) for partition, some in by_partition.items()]
-                for failure in filter(None, await asyncio.gather(*sent, return_exceptions=True)):
-                    raise failure
+            with classified(), self._size_explained():
+                async with asyncio.timeout(self._settings.request_timeout_seconds):
+                    await self._publish_all(producer, records)
         except UnavailableError:
             await self._discard()
             raise
+
+    @contextlib.contextmanager
+    def _size_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except MessageSizeTooLargeError as error:
+            raise UnavailableError(f"a transition does not fit: raise max.message.bytes of {self._topic}") from error
+
+    async def _publish_all(self, producer: AIOKafkaProducer, records: Sequence[KeyAndValue]) -> None:
+        partitions = len(await producer.partitions_for(self._topic))
+        by_partition: dict[int, list[KeyAndValue]] = {}
+        for record in records:
+            by_partition.setdefault(home_of(record[0], partitions), []).append(record)
+        sent = [self._publish(producer, partition, some) for partition, some in by_partition.items()]
+        # All are awaited, so that none goes on behind an error; the first error says what is wrong.
+        for failure in filter(None, await asyncio.gather(*sent, return_exceptions=True)):
+            raise failure
 
     async def _publish(self, producer: AIOKafkaProducer, partition: int, records: Sequence[KeyAndValue]) -> None:
         """One batch after the other: none is sent unless the one before it is acknowledged."""
@@ -63,7 +78,7 @@ class BulkProducer:
             if batch.append(timestamp=None, key=key, value=value) is None:
                 await (await producer.send_batch(batch, self._topic, partition=partition))
                 batch = producer.create_batch()
-                batch.append(timestamp=None, key=key, value=value)
+                batch.append(timestamp=None, key=key, value=value)  # an empty batch takes a record of any size
         await (await producer.send_batch(batch, self._topic, partition=partition))
 
     async def _started(self) -> AIOKafkaProducer:
@@ -79,7 +94,7 @@ class BulkProducer:
             try:
                 await start(producer, self._settings)
             except BaseException:
-                await _stop(producer)
+                await _abandon(producer)
                 raise
             self._producer = producer
         return self._producer
@@ -87,9 +102,13 @@ class BulkProducer:
     async def _discard(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop(producer)
+            await _abandon(producer)
 
 
-async def _stop(producer: AIOKafkaProducer) -> None:
-    with contextlib.suppress(TimeoutError, KafkaError):
-        await asyncio.wait_for(producer.stop(), STOP_SECONDS)
+async def _abandon(producer: AIOKafkaProducer) -> None:
+    """Ends a producer without its `stop`, which waits without limit for what no broker acknowledges."""
+    producer._closed, sender = True, producer._sender  # noqa: SLF001 - there is no public way
+    if sender is not None and (sending := sender.sender_task):
+        sending.cancel()
+        await asyncio.wait([sending], timeout=STOP_SECONDS)
+    await producer.client.close()

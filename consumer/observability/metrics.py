@@ -65,6 +65,11 @@ class Metrics:
         self._database(self.registry)
         self._ticker(self._of(Part.TICKER in parts))
         self._outbox(self._of(Part.OUTBOX in parts))
+        self.ready = Gauge(
+            "conversation_ready",
+            "1 while /readyz is, the database's answer aside; else 0.",
+            registry=self._of(Part.PROCESS in parts),
+        )
         if Part.PROCESS in parts:
             ProcessCollector(registry=self.registry)
 
@@ -156,9 +161,6 @@ class Metrics:
         self.blocked_conversations = Gauge(
             "conversation_blocked_conversations", "Conversations whose row somebody else holds for long.", registry=reg
         )
-        self.ready = Gauge(
-            "conversation_ready", "1 while /readyz is, the database's answer aside; else 0.", registry=reg
-        )
         self.stopped_partitions = Gauge(
             "conversation_stopped_partitions", "Partitions that wait for an operator to set their offset.", registry=reg
         )
@@ -231,7 +233,9 @@ class Metrics:
             registry=reg,
         )
         self.outbox_rows = Gauge(
-            "conversation_outbox_rows", "Transitions that wait to be published, when last counted.", registry=reg
+            "conversation_outbox_rows",
+            "Transitions that wait to be published, when last counted; a million at most.",
+            registry=reg,
         )
         self.outbox_oldest = Gauge(
             "conversation_outbox_oldest_seconds",

@@ -5,9 +5,10 @@ are set by OpenTelemetry's own variables (`OTEL_*`).
 """
 
 import atexit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from consumer.errors import ConfigurationError
@@ -16,6 +17,7 @@ from consumer.settings import TracingSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Tracer
 
 MAX_LINKS = 128
@@ -38,7 +40,7 @@ class BatchFacts:
 class Tracing(Protocol):
     """Traces of the batches of a process."""
 
-    def batch(self, facts: BatchFacts, carriers: Callable[[], Sequence[Carrier]]) -> AbstractContextManager[None]:
+    def batch(self, facts: BatchFacts, carriers: Callable[[], Iterable[Carrier]]) -> AbstractContextManager[None]:
         """A span around the work on a batch. One record is continued; several are linked."""
 
     def trace_id(self) -> str | None:
@@ -48,7 +50,7 @@ class Tracing(Protocol):
 class NoTracing:
     """Where nobody asked for traces."""
 
-    def batch(self, facts: BatchFacts, carriers: Callable[[], Sequence[Carrier]]) -> AbstractContextManager[None]:
+    def batch(self, facts: BatchFacts, carriers: Callable[[], Iterable[Carrier]]) -> AbstractContextManager[None]:
         return nullcontext()
 
     def trace_id(self) -> str | None:
@@ -62,12 +64,12 @@ class OpenTelemetryTracing:
         self._tracer = tracer
 
     @contextmanager
-    def batch(self, facts: BatchFacts, carriers: Callable[[], Sequence[Carrier]]) -> "Iterator[None]":
+    def batch(self, facts: BatchFacts, carriers: Callable[[], Iterable[Carrier]]) -> "Iterator[None]":
         from opentelemetry import trace  # noqa: PLC0415 - the extra may not be installed
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         extract = TraceContextTextMapPropagator().extract
-        contexts = [extract(carrier) for carrier in carriers()[:MAX_LINKS]]
+        contexts = [extract(carrier) for carrier in islice(carriers(), MAX_LINKS)]
         links = [trace.Link(trace.get_current_span(context).get_span_context()) for context in contexts]
         with self._tracer.start_as_current_span(
             f"process {facts.topic}",
@@ -75,6 +77,8 @@ class OpenTelemetryTracing:
             kind=trace.SpanKind.CONSUMER,
             links=[link for link in links if link.context.is_valid],
             attributes=_attributes(facts),
+            record_exception=False,  # a partition that is given up is no error, and an error may quote a row
+            set_status_on_exception=False,
         ):
             yield
 
@@ -101,10 +105,28 @@ def tracing(settings: TracingSettings, version: str) -> Tracing:
         ) from None
     named = Resource({"service.name": "conversation-consumer", "service.version": version})
     provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()))
+    provider.add_span_processor(without_texts_of_errors())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     atexit.register(provider.shutdown)
     AsyncPGInstrumentor().instrument(tracer_provider=provider)  # type: ignore[no-untyped-call]
     return OpenTelemetryTracing(provider.get_tracer("conversation-consumer", version))
+
+
+def without_texts_of_errors() -> "SpanProcessor":
+    """Leaves the types of errors in spans, and nothing else of them: PostgreSQL's may quote the row that it refused."""
+    from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor  # noqa: PLC0415
+    from opentelemetry.trace import Status  # noqa: PLC0415
+
+    class WithoutTexts(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            span._status = Status(span.status.status_code)  # noqa: SLF001 - a finished span has no setters
+            kinds = [(event.attributes or {}).get("exception.type", "") for event in span.events]
+            span._events = [  # noqa: SLF001
+                Event(event.name, {"exception.type": kind}, event.timestamp)
+                for event, kind in zip(span.events, kinds, strict=True)
+            ]
+
+    return WithoutTexts()
 
 
 def _attributes(facts: BatchFacts) -> dict[str, str | int]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from consumer.outbox import Backlog, OutboxRow
+from consumer.outbox import MAX_COUNTED, Backlog, OutboxRow
 from consumer.postgres.errors import classified
 
 # The lock ends with the transaction, so with the connection, through a pooler too. The relay is idle in the transaction
@@ -15,8 +15,9 @@ TAKE_TURN = """
 OLDEST = f"SELECT {', '.join(OutboxRow._fields)} FROM transition_outbox ORDER BY id LIMIT $1"
 DELETE = "DELETE FROM transition_outbox WHERE id = ANY($1::bigint[])"
 BACKLOG = """
-    SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(recorded_at)), 0)::float8
-    FROM transition_outbox"""
+    SELECT (SELECT count(*) FROM (SELECT FROM transition_outbox LIMIT $1) AS counted),
+        greatest(0, coalesce(extract(epoch FROM clock_timestamp() - (
+            SELECT recorded_at FROM transition_outbox ORDER BY id LIMIT 1)), 0))::float8"""
 
 
 class PostgresOutboxBatch:
@@ -41,4 +42,4 @@ async def take_turn(connection: asyncpg.Connection, limit: int, seconds: float) 
 
 
 async def backlog(connection: asyncpg.Connection) -> Backlog:
-    return Backlog(*await connection.fetchrow(BACKLOG))
+    return Backlog(*await connection.fetchrow(BACKLOG, MAX_COUNTED))

@@ -236,8 +236,11 @@ class PostgresStore:
     @asynccontextmanager
     async def turn(self, limit: int, seconds: float) -> AsyncIterator[PostgresOutboxBatch | None]:
         """See `outbox.Outbox`."""
-        async with self._transaction("outbox", None) as connection:
-            yield await take_turn(connection, limit, seconds)
+        try:
+            async with self._transaction("outbox", None) as connection:
+                yield await take_turn(connection, limit, seconds)
+        except ContentionError as error:
+            raise UnavailableError("another transaction holds the table transition_outbox, or rows of it") from error
 
     async def backlog(self) -> Backlog:
         async with self._connection("load") as connection:

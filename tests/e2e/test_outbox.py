@@ -75,7 +75,7 @@ async def test_a_downstream_service_rebuilds_every_status_from_the_stream_under_
     downstream.read(events)
     for event in events:
         versions[event.subject].setdefault(event.data.version)
-    statuses = {key: status for key, (_, _, status) in downstream.statuses.items()}
+    statuses = {key: place[-1] for key, place in downstream.statuses.items()}
     assert statuses == dict(await group.rows("SELECT conversation_id, status FROM conversation"))
     assert all(list(seen) == sorted(seen) for seen in versions.values())
     assert len(downstream.known) == await group.one(

@@ -62,7 +62,7 @@ async def prometheus(replicas: list[Replica], ticker: Replica, relay: Replica) -
     started = Prometheus(jobs)
     try:
         await until(answers(started, "count(up == 1)", 4), "all are scraped")
-        await until(answers(started, "count(conversation_ready == 1)", 2), "the replicas are ready")
+        await until(answers(started, "count(conversation_ready == 1)", 4), "all are ready")
         yield started
     finally:
         started.stop()

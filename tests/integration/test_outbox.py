@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -24,8 +27,12 @@ from schemas import Transition
 from tests.builders import HOUR, MINUTE, close, message
 from tests.checker.verdicts import transition_id
 from tests.conftest import opened
+from tests.e2e.conftest import until
 from tests.stack.broker import delete, read_all
 from tests.stack.database import execute
+from tests.stack.kafka_broker import KafkaBroker
+from tests.stack.replica import Replica
+from tests.stack.roles import as_owner
 from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
@@ -252,3 +259,96 @@ async def test_the_history_and_the_stream_agree_on_a_status(store: PostgresStore
         assert batch
         ((row, recorded_at),) = await store.history("c-1")
         assert event_id(batch.rows[0]) == transition_id(row, recorded_at)
+
+
+async def test_a_lock_on_the_table_is_waited_for(store: PostgresStore, database: str) -> None:
+    await converse(store, 1)
+    recorder = Recorder()
+    holder = await asyncpg.connect(as_owner(database))
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("LOCK TABLE transition_outbox IN ACCESS EXCLUSIVE MODE")
+
+    with pytest.raises(UnavailableError, match="holds the table transition_outbox"):
+        async with store.turn(10, 30):
+            pass
+    await transaction.commit()
+    await holder.close()
+    await relay_all(store, recorder)
+
+    assert len(recorder.versions) == 3
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[KafkaBroker]:
+    broker = KafkaBroker()
+    yield broker
+    os.kill(broker.pid, signal.SIGCONT)
+    broker.stop()
+
+
+@pytest.fixture
+async def impatient(broker: KafkaBroker) -> KafkaSettings:
+    """A topic on that broker; requests take two seconds at most."""
+    kafka = KafkaSettings(
+        bootstrap_servers=broker.bootstrap_servers,
+        transition_topic=f"test-{secrets.token_hex(6)}",
+        request_timeout_seconds=2,
+    )
+    async with admin(kafka) as client:
+        await client.create(kafka.transition_topic, 3, 1, {})
+    return kafka
+
+
+class TestBrokerThatStandsStill:
+    """A broker that is there and answers nothing."""
+
+    async def test_a_publish_ends_in_time_and_the_next_one_succeeds(
+        self, broker: KafkaBroker, impatient: KafkaSettings
+    ) -> None:
+        async with BulkProducer.open(impatient, impatient.transition_topic, 2**20) as producer:
+            await producer.publish([(b"c-1", b"before")])
+            tasks = len(asyncio.all_tasks())
+            for _ in range(3):
+                os.kill(broker.pid, signal.SIGSTOP)
+                async with asyncio.timeout(10):
+                    with pytest.raises(UnavailableError):
+                        await producer.publish([(b"c-1", b"during")])
+                os.kill(broker.pid, signal.SIGCONT)
+                await producer.publish([(b"c-1", b"after")])
+
+            assert len(asyncio.all_tasks()) <= tasks + 1
+
+    async def test_a_relay_is_not_ready_counts_on_and_stops_when_told(
+        self, broker: KafkaBroker, impatient: KafkaSettings, database: str, tmp_path: Path
+    ) -> None:
+        settings = {
+            "CONSUMER_DATABASE__URL": database,
+            "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+            "CONSUMER_KAFKA__TRANSITION_TOPIC": impatient.transition_topic,
+            "CONSUMER_KAFKA__REQUEST_TIMEOUT_SECONDS": "2",
+        }
+        relay = await Replica(settings, tmp_path / "outbox.log", "consumer", "outbox").start()
+        try:
+            async with opened(database) as store:
+                await converse(store, 1)
+                await until(lambda: counted(relay, "conversation_outbox_published_total", 3), "three are published")
+                os.kill(broker.pid, signal.SIGSTOP)
+                await ConversationService(store).apply([message(at=NOW, conversation_id="c-0")])
+            await until(lambda: unready(relay), "the relay is not ready")
+            await until(lambda: counted(relay, "conversation_outbox_rows", 1), "what waits is counted")
+            async with asyncio.timeout(30):
+                code = await relay.stop()
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+            await relay.stop(signal.SIGKILL)
+
+        assert code == 0
+
+
+async def counted(relay: Replica, metric: str, expected: float) -> bool:
+    return await relay.count(metric) == expected
+
+
+async def unready(relay: Replica) -> bool:
+    return (await relay.get("/readyz"))[0] == 503
