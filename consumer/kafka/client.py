@@ -36,6 +36,8 @@ ALERT_SECONDS = 1.0
 SETTING = "CONSUMER_KAFKA__"
 OTHER_NAME = (62, 64)
 """OpenSSL's verify codes for a certificate of another host name or IP address."""
+OUT_OF_DATE = (9, 10)
+"""The same for a certificate that is not yet or no longer valid."""
 REFUSED_CERTIFICATE = (
     "ALERT_BAD_CERTIFICATE",
     "ALERT_CERTIFICATE_",
@@ -43,8 +45,6 @@ REFUSED_CERTIFICATE = (
     "ALERT_UNSUPPORTED_CERTIFICATE",
 )
 """What brokers answer to a client's certificate; Java says CERTIFICATE_UNKNOWN in nearly all cases."""
-OUT_OF_DATE = (9, 10)
-"""The same for a certificate that is not yet or no longer valid."""
 
 
 class Client(Protocol):
@@ -166,7 +166,7 @@ def grant(what: str) -> str:
 
 async def _diagnosis(settings: KafkaSettings) -> str | None:
     """Why none of the bootstrap servers can be used: what each says. None if one of them can, by now."""
-    found: list[str] = []
+    found = []
     for server in settings.bootstrap_servers.split(","):
         try:
             await asyncio.wait_for(_ask(server, settings), DIAGNOSIS_SECONDS)

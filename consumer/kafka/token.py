@@ -47,13 +47,12 @@ class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
 def _imported(name: str) -> Callable[[], Any]:
     module, _, function = name.partition(":")
     try:
-        found = getattr(import_module(module), function)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{SETTING}={name}: {module} cannot be imported ({error}): install it, or add its folder to PYTHONPATH"
-        ) from error
-    except AttributeError:
-        raise ConfigurationError(f"{SETTING}={name}: {module} has no {function}: name a function of it") from None
+        imported = import_module(module)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        remedy = "install it, or add its folder to PYTHONPATH"
+        raise ConfigurationError(f"{SETTING}={name}: {module} cannot be imported ({why}): {remedy}") from error
+    found: Callable[[], Any] | None = getattr(imported, function, None)
     if not callable(found):
-        raise ConfigurationError(f"{SETTING}={name}: {function} is no function but {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+        raise ConfigurationError(f"{SETTING}={name}: {module} has no function {function}: name one that it has")
+    return found

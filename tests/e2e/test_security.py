@@ -91,6 +91,8 @@ async def test_each_user_does_its_task_with_its_acls_alone(broker: SecureBroker,
     replica = await system.replica(**as_user(broker, "consumer"), CONSUMER_POLICY__PENDING_TTL="2s")
     ticker = await system.unready_replica("ticker", **as_user(broker, "ticker"))
     await until(ticker.ready, "the ticker is ready")
+    relay = await system.unready_replica("outbox", **as_user(broker, "relay"))
+    await until(relay.ready, "the relay is ready")
     (tmp_path / "events.json").write_text(json.dumps(as_record(message(at=NOW))))
 
     await succeeds(system, "publish", str(tmp_path / "events.json"), **as_user(broker, "publisher"))
@@ -99,16 +101,20 @@ async def test_each_user_does_its_task_with_its_acls_alone(broker: SecureBroker,
     await until(lambda: _is_expired(system), "a tick has let the deadline pass")
     await until(lambda: _counts(replica, "conversation_dead_letters_total", 1), "the dead letter is counted")
 
+    await until(lambda: _counts(relay, "conversation_outbox_published_total", 2), "both transitions are published")
+
     operator = as_user(broker, "operator")
     listed = json.loads(await succeeds(system, "dead-letters", "list", "--json", **operator))
     await succeeds(system, "dead-letters", "replay", "--yes", **operator)
     await succeeds(system, "offsets", "show", **operator)
     await succeeds(system, "prune", "--yes", **operator)
     assert "✗" not in await succeeds(system, "doctor", **operator)
-    assert await replica.stop() == await ticker.stop() == 0
-    await succeeds(system, "offsets", "set", system.topic, "0", "end", "--yes", **operator)
-    assert len(listed) == 1
+    await succeeds(system, "conversation", "forget", "c-1", "--yes", **operator)
+    await succeeds(system, "what-if", "--source", "topic", "--policy", "pending_ttl=1h", **operator)
     assert await replica.count("conversation_offset_commits_total", result="error") == 0
+    assert [await process.stop() for process in system.replicas] == [0, 0, 0]
+    await succeeds(system, "offsets", "set", system.topic, "0", "end", "--yes", **operator)
+    assert listed["reason"] == "invalid_json"
 
 
 async def _is_expired(group: Group) -> bool:

@@ -225,8 +225,8 @@ class TestSettings:
         ("name", "why"),
         [
             ("no_such_module:token", "no_such_module cannot be imported"),
-            ("json:no_such_function", "json has no no_such_function"),
-            ("json:__name__", "__name__ is no function but str"),
+            ("json:no_such_function", "json has no function no_such_function"),
+            ("json:__name__", "json has no function __name__"),
         ],
     )
     def test_a_provider_that_is_not_there_is_a_usage_error(self, name: str, why: str) -> None:

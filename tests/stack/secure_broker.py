@@ -18,7 +18,7 @@ from tests.stack.kafka_broker import KafkaBroker
 from tests.stack.process import free_port
 
 USER = "consumer"
-USERS = (USER, "ticker", "publisher", "operator", "administrator")
+USERS = (USER, "ticker", "relay", "publisher", "operator", "administrator")
 PASSWORD = "swordfish-4711"
 AUDIENCE = "kafka"
 ISSUER = "https://issuer.example"
