@@ -58,7 +58,9 @@ def _postgresql_url(url: SecretStr) -> SecretStr:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError("should be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        raise ValueError(
+            "should be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with / @ # in USER and PASSWORD as %XX"
+        )
     return url
 
 

@@ -23,6 +23,8 @@ from consumer.settings import TickerSettings
 
 log = structlog.get_logger(__name__)
 SOURCE = "ticker"
+OUTAGE_SECONDS = 10.0
+"""The longest pause between two tries while the database is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Ticker:
         self._settings = settings
         self._metrics = metrics
         self._health = health
+        self._pause_seconds = settings.interval_seconds
         self._stopping = asyncio.Event()
         self._emitting: set[asyncio.Task[None]] = set()
 
@@ -73,7 +76,7 @@ class Ticker:
         while not self._stopping.is_set():
             self._health.polled_at = time.monotonic()
             if await self._round() < self._settings.batch:
-                await self._wait(self._settings.interval_seconds)
+                await self._wait(self._pause_seconds)
         if self._emitting:
             await asyncio.wait(self._emitting, timeout=self._settings.drain_seconds)
 
@@ -83,10 +86,14 @@ class Ticker:
             due = await self._timers.take_due_timers(self._settings.batch)
             self._metrics.expiry_overdue.set(await self._timers.overdue())
         except UnavailableError as error:
-            log.warning("outage: timers cannot be read", error=str(error))
+            if "timers" not in self._health.outages:
+                log.warning("outage: timers cannot be read", error=str(error))
             self._health.outages["timers"] = str(error)
+            self._pause_seconds = min(2 * self._pause_seconds, OUTAGE_SECONDS)
             return 0
-        self._health.outages.pop("timers", None)
+        if self._health.outages.pop("timers", None):
+            log.info("outage over")
+        self._pause_seconds = self._settings.interval_seconds
         for timer in due:
             if timer.deadline_has_passed:
                 self._start(timer)

@@ -50,14 +50,19 @@ def set_offset(
 ) -> None:
     """Have a partition go on elsewhere, in the cluster of now. Records in between are skipped, or seen again."""
     settings = configuration.load()
+    if topic not in settings.kafka.topics:
+        raise typer.BadParameter(
+            f"{topic} is none of CONSUMER_KAFKA__TOPICS ({', '.join(settings.kafka.topics)})", param_hint="TOPIC"
+        )
     asyncio.run(_move(settings, Partition(settings.kafka.group_id, topic, partition), offset, yes=yes))
 
 
 async def _move(settings: Settings, place: Partition, wanted: str, *, yes: bool) -> None:
     name = f"{place.topic}[{place.number}]"
     async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:
-        if place.number not in range((await client.topics()).get(place.topic, 0)):
-            raise ConfigurationError(f"there is no {name}")
+        partitions = (await client.topics()).get(place.topic, 0)
+        if place.number not in range(partitions):
+            raise ConfigurationError(f"there is no {name}: {place.topic} has {partitions} partitions, from 0 on")
         first, end = (await log_bounds(settings.kafka, [place]))[place]
         offset = {"start": first, "end": end}[wanted] if wanted in ("start", "end") else int(wanted)
         if not first <= offset <= end:

@@ -41,6 +41,10 @@ def publish(
     records = (
         record for file in files for record in _records(file, file.name, settings.worker.max_record_bytes, wrong)
     )
+    if topic is not None and topic not in settings.kafka.topics:
+        raise typer.BadParameter(
+            f"{topic} is none of CONSUMER_KAFKA__TOPICS ({', '.join(settings.kafka.topics)})", param_hint="--topic"
+        )
     sent = asyncio.run(_send(settings, topic or settings.kafka.topics[0], records))
     for problem in wrong:
         err.print(Text(problem, style="red"), soft_wrap=True)

@@ -1,7 +1,6 @@
 """The poll loop: fetches for all assigned partitions, runs a worker for each, commits offsets."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
@@ -188,8 +187,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _leave(self) -> None:
         self._health.draining = True
         await self._release(self._worker.drain_seconds)
-        with contextlib.suppress(TimeoutError, KafkaError):  # the error of a group never joined comes again here
-            await asyncio.wait_for(self._client.stop(), STOP_SECONDS)
+        # The client may raise here what ended its own tasks: the error of a group never joined, or a cancellation.
+        await asyncio.gather(asyncio.wait_for(self._client.stop(), STOP_SECONDS), return_exceptions=True)
 
     async def _commit_regularly(self) -> None:
         while True:

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 
 import structlog
 
@@ -12,7 +14,30 @@ NOISY = {
     "alembic": logging.WARNING,
     "asyncio": logging.WARNING,
     "aiohttp": logging.WARNING,
+    "opentelemetry": logging.WARNING,
 }
+
+
+QUIET_SECONDS = 60.0
+"""In an outage the client of Kafka says the same many times a second; once in so long is enough."""
+
+
+class SeldomRepeated(logging.Filter):
+    """Lets a line of a library pass unless the same one has passed a moment ago. Our own lines always pass."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._passed: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.split(".")[0] not in NOISY:
+            return True
+        line, now = (record.name, str(record.msg)), self._clock()
+        if now - self._passed.get(line, -QUIET_SECONDS) < QUIET_SECONDS:
+            return False
+        self._passed[line] = now
+        return True
 
 
 def configure(settings: LogSettings) -> None:
@@ -34,6 +59,7 @@ def configure(settings: LogSettings) -> None:
     renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    handler.addFilter(SeldomRepeated())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name, least in NOISY.items():
         logging.getLogger(name).setLevel(max(level, least))

@@ -149,10 +149,21 @@ async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group,
 async def test_publish_to_a_missing_topic_names_the_command(group: Group, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(as_record(message(at=NOW))))
+    group.topic = "nobody-made-this"
 
-    code, _, err = await command(group, "publish", str(file), "--topic", "nobody-made-this")
+    code, _, err = await command(group, "publish", str(file))
 
     assert (code, "topic nobody-made-this does not exist" in err) == (2, True)
+
+
+async def test_publish_writes_to_input_topics_only(group: Group, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text(json.dumps(as_record(message(at=NOW))))
+
+    code, _, err = await command(group, "publish", str(file), "--topic", group.kafka.transition_topic)
+
+    assert (code, "is none of" in err) == (2, True)
+    assert await group.stored() == {}
 
 
 async def test_an_id_that_looks_like_markup_is_printed_as_it_is(group: Group, database: str) -> None:
