@@ -78,7 +78,7 @@ class Pipeline:
         )
 
         async def all_there() -> bool:
-            return len({(event.subject, event.data.version) for event in await self.transitions()}) == expected
+            return len({(event.subject, event.data.version) for event in await self.transitions()}) == int(expected)
 
         try:
             await until(all_there, f"{expected} transitions in the topic", 90)
@@ -128,13 +128,15 @@ def pipeline(stack: Services) -> Iterator[Pipeline]:
         server = LogicalPostgresServer()
         started.callback(server.stop)
         database = runner.run(prepared(server.dsn, kafka))
-        started.callback(lambda: runner.run(delete(stack.kafka, kafka.transition_topic)))
+        topics = (kafka.transition_topic, f"__debezium-heartbeat.{kafka.transition_topic}")
+        started.callback(lambda: runner.run(delete(stack.kafka, *topics)))
         connector = ConnectWorker(
             stack.kafka,
             {
                 "database.hostname": "127.0.0.1",
                 "database.port": str(server.port),
                 "database.dbname": "postgres",
+                "topic.prefix": kafka.transition_topic,
                 "transforms.outbox.route.topic.replacement": kafka.transition_topic,
             },
         )

@@ -42,12 +42,12 @@ class ConnectWorker:
 
     def __init__(self, kafka: str, changes: Mapping[str, str]) -> None:
         worker = class_path(
-            f"Kafka Connect {KAFKA_VERSION} (35 MB)",
+            f"Kafka Connect {KAFKA_VERSION}",
             f"org.apache.kafka:connect-runtime:{KAFKA_VERSION}",
             f"org.slf4j:slf4j-simple:{SLF4J_VERSION}",
         )
         debezium = class_path(
-            f"Debezium {DEBEZIUM_VERSION} (30 MB)", f"io.debezium:debezium-connector-postgres:{DEBEZIUM_VERSION}"
+            f"Debezium {DEBEZIUM_VERSION}", f"io.debezium:debezium-connector-postgres:{DEBEZIUM_VERSION}"
         )
         self._server = Server("connect")
         self._port = free_port()
