@@ -3,7 +3,7 @@
 --     psql -d conversation -f deploy/debezium/delete-published.sql      as the app's role, every minute or so
 --
 -- A row that this sees was committed before `position`. Once the slot has confirmed `position`, Kafka has the row. Where
--- the connector does not get so far within 30 seconds, or is away, nothing is deleted.
+-- the connector does not get so far within 20 seconds, or is away, nothing is deleted.
 DO $$
 DECLARE
     position pg_lsn;
@@ -12,7 +12,7 @@ BEGIN
     SELECT pg_current_wal_insert_lsn(), array_agg(id) INTO position, seen
     FROM (SELECT id FROM transition_outbox ORDER BY id LIMIT 100000) AS oldest
     WHERE EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'conversation_outbox' AND active);
-    FOR attempt IN 1..300 LOOP
+    FOR attempt IN 1..200 LOOP
         EXIT WHEN seen IS NULL;
         COMMIT;
         IF EXISTS (

@@ -246,7 +246,7 @@ async def test_nothing_is_deleted_that_the_slot_has_not_confirmed(pipeline: Pipe
 async def test_the_slot_moves_on_although_only_other_tables_are_written(pipeline: Pipeline) -> None:
     await pipeline.until_published()
     await execute(pipeline.server.dsn, "CREATE TABLE other AS SELECT generate_series(1, 10000)")
-    position = await pipeline.one("SELECT pg_current_wal_lsn()")
+    position = await pipeline.one("SELECT pg_current_wal_lsn()::text")
 
     async def confirmed() -> bool:
         return bool(await pipeline.one(CONFIRMED.format(position)))
