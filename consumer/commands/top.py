@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated
 
 import aiohttp
@@ -18,7 +18,7 @@ from consumer.errors import UnavailableError
 from consumer.observability.metrics import parsed
 from consumer.observability.status import ReplicaStatus, read_status
 
-HEADINGS = ("events/s", "partitions", "lag", "oldest", "conflicts", "retries", "locked", "dead")
+HEADINGS = ("events/s", "parts", "lag", "oldest", "conflicts", "retries", "locked", "dead")
 TIMEOUT = aiohttp.ClientTimeout(total=5)
 Before = dict[str, tuple[float, int]]
 """Replica -> (time, events) of the last round, for the rate."""
@@ -31,20 +31,34 @@ def top(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between rounds.")] = 1.0,
     rounds: Annotated[int | None, typer.Option(min=1, help="End after so many; default: never.")] = None,
 ) -> None:
-    """Watch replicas: rate, lag, conflict rate, mean retries, lock escalations, dead letters."""
+    """Watch replicas: rate, partitions, lag, conflict rate, mean retries, lock escalations, dead letters.
+
+    Exit code 1 if none of them answers in the last round.
+    """
     with suppress(KeyboardInterrupt):
-        asyncio.run(watch(urls, interval, rounds))
+        raise typer.Exit(0 if asyncio.run(watch(urls, interval, rounds)) else 1)
 
 
-async def watch(urls: Sequence[str], interval_seconds: float, rounds: int | None) -> None:
-    """Redraws every interval, `rounds` times or until interrupted."""
+async def watch(urls: Sequence[str], interval_seconds: float, rounds: int | None) -> bool:
+    """Redraws every interval, `rounds` times or until interrupted; whether anybody answered in the last round.
+
+    Where nobody looks at a screen, each round is printed below the one before.
+    """
     before: Before = {}
-    with Live(console=out, auto_refresh=False) as live:
+    answered = False
+    with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
         while rounds is None or rounds > 0:
-            live.update(await draw(urls, before, scrape), refresh=True)
+            last = dict(before)
+            drawn = await draw(urls, before, scrape)
+            answered = before != last
+            if live is not None:
+                live.update(drawn, refresh=True)
+            else:
+                out.print(drawn)
             rounds = None if rounds is None else rounds - 1
             if rounds != 0:
                 await asyncio.sleep(interval_seconds)
+    return answered
 
 
 async def scrape(url: str) -> ReplicaStatus:
@@ -52,7 +66,10 @@ async def scrape(url: str) -> ReplicaStatus:
     address = url if "/" in url.removeprefix("http://").removeprefix("https://") else f"{url}/metrics"
     address = address if address.startswith(("http://", "https://")) else f"http://{address}"
     try:
-        async with aiohttp.ClientSession(timeout=TIMEOUT) as session, session.get(address) as answer:
+        async with (
+            aiohttp.ClientSession(timeout=TIMEOUT, raise_for_status=True) as session,
+            session.get(address) as answer,
+        ):
             return read_status(parsed(await answer.text()))
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise UnavailableError(f"no answer from {address}: {error or type(error).__name__}") from error
@@ -61,8 +78,8 @@ async def scrape(url: str) -> ReplicaStatus:
 async def draw(urls: Sequence[str], before: Before, read: Callable[[str], Awaitable[ReplicaStatus]]) -> Group:
     """One round. The names of replicas are folded, never cut: their ends tell them apart."""
     errors: list[Text] = []
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("replica", overflow="fold", min_width=min(24, max(map(len, urls))))
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("replica", overflow="fold", min_width=min(16, max(map(len, urls))))
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for url in urls:
