@@ -141,7 +141,12 @@ async def _has_applied(replica: Replica) -> bool:
     return await replica.count("conversation_events_total", outcome="applied") == 1
 
 
-EXPECTED = {"README.md": "applied applied\n", "event-contract.md": "thread-4711\n", "operations.md": "1.0\n"}
+EXPECTED = {
+    "README.md": "applied applied\n",
+    "event-contract.md": "thread-4711\n",
+    "operations.md": "1.0\n",
+    "security.md": "",
+}
 
 
 @pytest.mark.parametrize(("path", "number", "block"), PYTHON, ids=lambda part: getattr(part, "name", ""))
