@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -71,7 +71,7 @@ def install(revision: str | None, directory: Path) -> Build:
 
 
 def find_commit(revision: str | None, root: Path = ROOT) -> str:
-    """The commit of a revision; by default the parent of the one that brought the newest migration."""
+    """The commit of a revision; by default the last one before the newest migration."""
     try:
         wanted = revision or _before_the_newest_migration(root)
         return (
@@ -88,9 +88,19 @@ def find_commit(revision: str | None, root: Path = ROOT) -> str:
 
 
 def _before_the_newest_migration(root: Path) -> str:
-    newest = max((root / MIGRATIONS).glob("0*.py")).relative_to(root)
-    added = _git("log", "-1", "--diff-filter=A", "--format=%H", "--", str(newest), root=root).decode().strip()
-    return f"{added}^" if added else "HEAD"
+    """The last commit of the branch itself whose newest migration is an older one. Branches that were merged may have
+    had the newest under other names."""
+    newest = _newest(path.name for path in (root / MIGRATIONS).glob("0*.py"))
+    for commit in _git("rev-list", "--first-parent", "HEAD", root=root).decode().split():
+        names = _git("ls-tree", "-r", "--name-only", commit, "--", MIGRATIONS, root=root).decode().split()
+        if (older := _newest(Path(name).name for name in names)) and older < newest:
+            return commit
+    raise DevstackError("no commit has an older migration")
+
+
+def _newest(names: Iterable[str]) -> str:
+    """The number of the newest migration among files; empty if there is none."""
+    return max((name.split("_")[0] for name in names if name.startswith("0")), default="")
 
 
 def _git(*arguments: str, root: Path = ROOT) -> bytes:
