@@ -1,9 +1,11 @@
 """The outbox as its relay uses it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import asyncpg
 
+from consumer.errors import ContentionError, UnavailableError
 from consumer.outbox import MAX_COUNTED, Backlog, OutboxRow
 from consumer.postgres.errors import classified
 
@@ -18,6 +20,15 @@ BACKLOG = """
     SELECT (SELECT count(*) FROM (SELECT FROM transition_outbox LIMIT $1) AS counted),
         greatest(0, coalesce(extract(epoch FROM clock_timestamp() - (
             SELECT recorded_at FROM transition_outbox ORDER BY id LIMIT 1)), 0))::float8"""
+
+
+@contextmanager
+def outbox_contention_is_outage() -> Iterator[None]:
+    """Nobody's race is lost where a lock on the outbox is in the way: the relay tries again."""
+    try:
+        yield
+    except ContentionError as error:
+        raise UnavailableError("another transaction holds the table transition_outbox, or rows of it") from error
 
 
 class PostgresOutboxBatch:

@@ -31,7 +31,7 @@ from consumer.postgres.client import set_for_transaction
 from consumer.postgres.histories import HistoryPage, history_pages
 from consumer.postgres.history import HISTORY, about_how_many, history_row, ids_after, read_stored
 from consumer.postgres.locks import find_holder
-from consumer.postgres.outbox import PostgresOutboxBatch, backlog, take_turn
+from consumer.postgres.outbox import PostgresOutboxBatch, backlog, outbox_contention_is_outage, take_turn
 from consumer.postgres.pool import Pool, create_engine
 from consumer.postgres.repair import count_rows, delete_rows, write_repaired
 from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
@@ -236,15 +236,15 @@ class PostgresStore:
     @asynccontextmanager
     async def turn(self, limit: int, seconds: float) -> AsyncIterator[PostgresOutboxBatch | None]:
         """See `outbox.Outbox`."""
-        try:
+        with outbox_contention_is_outage():
             async with self._transaction("outbox", None) as connection:
                 yield await take_turn(connection, limit, seconds)
-        except ContentionError as error:
-            raise UnavailableError("another transaction holds the table transition_outbox, or rows of it") from error
 
     async def backlog(self) -> Backlog:
-        async with self._connection("load") as connection:
-            return await backlog(connection)
+        """See `outbox.Outbox`."""
+        with outbox_contention_is_outage():
+            async with self._connection("load") as connection:
+                return await backlog(connection)
 
     async def history_size(self) -> tuple[int, int]:
         """Pages of the history's table, and bytes of a page."""

@@ -272,6 +272,8 @@ async def test_a_lock_on_the_table_is_waited_for(store: PostgresStore, database:
     with pytest.raises(UnavailableError, match="holds the table transition_outbox"):
         async with store.turn(10, 30):
             pass
+    with pytest.raises(UnavailableError, match="holds the table transition_outbox"):
+        await store.backlog()
     await transaction.commit()
     await holder.close()
     await relay_all(store, recorder)
