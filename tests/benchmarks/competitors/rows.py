@@ -20,7 +20,7 @@ def _columns(table: sa.Table, *without: str) -> tuple[str, ...]:
 
 SESSION_COLUMNS = _columns(tables.conversation_session_archive, "conversation_id")
 HISTORY_COLUMNS = (*_columns(tables.conversation_event, "recorded_at"), "recorded_at")
-OUTBOX_COLUMNS = _columns(tables.transition_outbox, "id")
+OUTBOX_COLUMNS = _columns(tables.transition_outbox, "id", "recorded_at")
 
 _session_fields = attrgetter(*("number" if name == "session" else name for name in SESSION_COLUMNS))
 _history_fields = attrgetter(*("kind" if name == "type" else name for name in HISTORY_COLUMNS[:-1]))
