@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from tests.stack.postgres_server import PostgresServer
-from tests.stack.process import DevstackError, Server, answers
+from tests.stack.process import DevstackError, Server, answers, free_port
 from tests.stack.services import Services, services
 
 START_AND_WAIT = """
@@ -71,6 +71,12 @@ async def run(dsn: str, sql: str) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.execute(sql)
     await connection.close()
+
+
+def test_no_port_is_handed_out_twice() -> None:
+    ports = [free_port() for _ in range(300)]
+
+    assert len(set(ports)) == len(ports)
 
 
 def test_a_server_that_fails_to_start_says_what_it_printed() -> None:

@@ -1,6 +1,8 @@
 """A server process under the supervisor: started, awaited, restarted, ended with its parent."""
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,6 +17,9 @@ from consumer.errors import ConsumerError
 from tests.stack import supervisor
 
 NOBODY = 65534
+BELOW_OUTGOING = range(10_000, 32_768)
+"""Linux takes the ports of outgoing connections from above, unless it is told otherwise."""
+_given: set[int] = set()
 
 
 class DevstackError(ConsumerError):
@@ -28,10 +33,18 @@ def say(what: str) -> None:
 
 
 def free_port() -> int:
-    """A port nobody listens on. Somebody may take it before we do; then the start fails and says so."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on, another one each time. Raises `DevstackError` where none is left.
+
+    Another process may take it before we do; then the start fails and says so.
+    """
+    ports = [port for port in BELOW_OUTGOING if port not in _given]
+    random.Random().shuffle(ports)
+    for port in ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            _given.add(port)
+            return port
+    raise DevstackError(f"no port is free between {BELOW_OUTGOING.start} and {BELOW_OUTGOING.stop}")
 
 
 def answers(port: int) -> bool:
