@@ -8,13 +8,14 @@ INSTALLED := .venv/.installed
 export UV_PYTHON_DOWNLOADS := never
 export NO_COLOR ?= $(if $(CI),1,)
 .DEFAULT_GOAL := help
-.PHONY: help install demo services test simulate planted-bugs what-if-check mutmut fuzz bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check upgrade-check image image-check deploy-check sbom audit clean
+.PHONY: help install demo services test simulate planted-bugs what-if-check mutmut fuzz chaos chaos-quick chaos-mutation bench bench-quick profile rules dashboard lint ci lock schemas docs kubernetes-rules kubernetes-check upgrade-check image image-check deploy-check sbom audit clean
 SCHEDULES ?= 10000
 RECORDS ?= 1000000
 EVENTS ?= 1000000
 IMAGE ?= conversation-consumer
 BASE ?= python:3.13-slim
 SEED ?= 0
+MINUTES ?= 5
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +59,15 @@ mutmut: install ## change the lifecycle and the service in every small way: the 
 
 fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL (RECORDS=1000000 SEED=0)
 	$(BIN)/python -m tests.fuzz --records $(RECORDS) --seed $(SEED)
+
+chaos: install ## faults on real processes, three brokers, PostgreSQL with a standby (MINUTES=5 SEED=0 SCENARIO=name LEDGER=file)
+	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(LEDGER),--ledger $(LEDGER)) $(CHAOS)
+
+chaos-quick: install ## some of the same, in under 6 minutes
+	$(BIN)/python -m tests.chaos --quick
+
+chaos-mutation: install ## plant bugs into the replicas of the rig: each must be found
+	$(BIN)/python -m tests.chaos --mutation
 
 bench: install ## ours beside other designs and under conditions, every goal with its figure (20 min; writes the figures of docs/performance.md)
 	$(BIN)/python -m tests.benchmarks

@@ -7,19 +7,22 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from consumer import settings
 from consumer.commands.replica import consume
 from consumer.errors import UnavailableError
+from consumer.kafka.partition import AssignedPartition
+from consumer.kafka.producer import KafkaProducer
 from consumer.lifecycle.model import Change, Conversation
 from consumer.observability import logs
 from consumer.offsets import Progress
 from consumer.postgres import attempt as statements
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
+from consumer.records import DeadLetter
 from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
 
 FREEZE_AT_ATTEMPT = 60
@@ -114,12 +117,38 @@ def plant_guard() -> type[PostgresStore]:
     return FrozenBeforeWriting
 
 
+def plant_kept_buffer() -> type[PostgresStore]:
+    """Goes on elsewhere in the log with what it has fetched from here."""
+
+    def seek(self: AssignedPartition, offset: int) -> None:
+        kept, size = list(self._buffer), self._buffered_bytes
+        original(self, offset)
+        self._buffer, self._buffered_bytes = kept, size
+
+    original = AssignedPartition.seek
+    AssignedPartition.seek = seek  # type: ignore[method-assign]
+    return PostgresStore
+
+
+def plant_unawaited() -> type[PostgresStore]:
+    """Takes a dead letter for sent once it is in the producer's buffer."""
+
+    async def send(self: KafkaProducer, dead_letters: Sequence[DeadLetter]) -> None:
+        for dead_letter in dead_letters:
+            await self._enqueue(dead_letter)
+
+    KafkaProducer.send = send  # type: ignore[method-assign]
+    return PostgresStore
+
+
 BUGS: dict[str, Callable[[], type[PostgresStore]]] = {
     "version": plant_version,
     "dedup": lambda: WithoutDeduplication,
     "guard": plant_guard,
     "no-guard": plant_no_guard,
     "redecide": lambda: WithoutRedeciding,
+    "kept-buffer": plant_kept_buffer,
+    "unawaited": plant_unawaited,
 }
 OF_THE_OTHERS = {"guard": "no-guard"}
 """What the second replica gets where it differs: one that freezes needs one that goes on in its place."""

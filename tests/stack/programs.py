@@ -1,9 +1,11 @@
 """Programs that some tests need and that no Python package brings: Debian's packages, which `.ci/run` installs."""
 
 import shutil
+from pathlib import Path
 
 PACKAGES = {
     "chromium": "chromium",
+    "faketime": "faketime",
     "kcat": "kcat",
     "openssl": "openssl",
     "pgbouncer": "pgbouncer",
@@ -21,3 +23,8 @@ def find(program: str) -> str | None:
 def missing(program: str) -> str | None:
     """What to install; null if the program is there."""
     return None if find(program) else f"{program} is not installed: apt-get install {PACKAGES[program]}"
+
+
+def faketime_library() -> Path | None:
+    """The library that, preloaded, gives a process another clock; its package brings the program of the same name."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None) if find("faketime") else None

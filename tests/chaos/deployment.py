@@ -1,0 +1,155 @@
+"""Processes of one kind, each started again whenever it ends, as Kubernetes would."""
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from tests.chaos.failpoints import VARIABLE
+from tests.chaos.waiting import within
+from tests.stack.replica import Replica
+
+RESTART_SECONDS = 0.5
+REPLACED_SECONDS = 30.0
+FAILPOINTS = ("tests.chaos.failpoints",)
+
+
+class Member:
+    """One of them. What ends it from outside is told here first, so that an end of its own accord stands out."""
+
+    def __init__(self, settings: Mapping[str, str], log: Path, module: tuple[str, ...]) -> None:
+        self._settings = settings
+        self._log = log
+        self._module = module
+        self.replica = Replica(settings, log, *module)
+        self.crashes: list[int] = []
+        """The exit codes that nobody asked for."""
+        self.ended_by: signal.Signals | None = None
+        self._once: Mapping[str, str] = {}
+        self._stopping = False
+        self._up = asyncio.Event()
+        self._up.set()
+        self._kept: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._launch()
+        self._kept = asyncio.create_task(self._keep())
+
+    async def _launch(self) -> None:
+        once, self._once, self.ended_by = self._once, {}, None
+        self.replica = Replica(
+            {**self._settings, **once}, self._log, *(FAILPOINTS if VARIABLE in once else self._module)
+        )
+        await self.replica.start()
+
+    async def _keep(self) -> None:
+        while True:
+            code = await self.replica.process.wait()
+            if code not in (0, -signal.SIGKILL) and self.ended_by is None:
+                self.crashes.append(code)
+            if self._stopping:
+                return
+            await self._up.wait()
+            await asyncio.sleep(RESTART_SECONDS)
+            if self._stopping:
+                return
+            await self._launch()
+
+    async def end(self, number: signal.Signals) -> int:
+        """Sends the signal and waits for the end; another process follows, once it may."""
+        replica, self.ended_by = self.replica, number
+        replica.send(signal.SIGCONT)
+        return await replica.stop(number)
+
+    async def replace(self, **environment: str) -> None:
+        """By a process that has these variables as well; the one after it has not."""
+        self._once, old = environment, self.replica
+
+        async def replaced() -> bool:
+            return self.replica is not old
+
+        await self.end(signal.SIGTERM)
+        await within(REPLACED_SECONDS, replaced)
+
+    async def freeze(self, seconds: float) -> None:
+        replica = self.replica
+        replica.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            replica.send(signal.SIGCONT)
+
+    async def until_ended(self, seconds: float) -> bool:
+        """Waits for the process of now to end; whether it did in time."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.replica.process.wait(), seconds)
+        return self.replica.process.returncode is not None
+
+    async def until_frozen(self, seconds: float) -> bool:
+        """Waits for the process of now to freeze itself; whether it did in time."""
+
+        async def frozen() -> bool:
+            return self.replica.is_frozen
+
+        return await within(seconds, frozen)
+
+    async def until_ready(self, seconds: float) -> bool:
+        async def ready() -> bool:
+            return await self.replica.ready()
+
+        return await within(seconds, ready)
+
+    def hold_down(self) -> None:
+        """The next process waits for `let_up`."""
+        self._up.clear()
+
+    def let_up(self) -> None:
+        self._up.set()
+
+    async def stop(self) -> int:
+        """The exit code after SIGTERM. No process follows."""
+        self._stopping = True
+        self.let_up()
+        code = await self.end(signal.SIGTERM)
+        if self._kept is not None:
+            await self._kept
+        return code
+
+
+class Deployment:
+    """So many members with the same settings."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, str],
+        logs: Path,
+        *module: str,
+        count: int,
+        modules: Mapping[int, tuple[str, ...]] | None = None,
+    ) -> None:
+        """`modules`: what the members of these numbers run instead."""
+        own = modules or {}
+        self.members = [
+            Member(settings, logs / f"{name}-{number}.log", own.get(number, module)) for number in range(count)
+        ]
+
+    async def start(self) -> None:
+        for member in self.members:
+            await member.start()
+
+    async def stop(self) -> list[int]:
+        """Their exit codes after SIGTERM, all at once."""
+        return await asyncio.gather(*(member.stop() for member in self.members))
+
+    async def ready(self) -> bool:
+        return all(await asyncio.gather(*(member.replica.ready() for member in self.members)))
+
+    async def until_ready(self, seconds: float) -> bool:
+        """Whether all were ready at once within the time."""
+        return await within(seconds, self.ready)
+
+    @property
+    def crashes(self) -> list[int]:
+        return [code for member in self.members for code in member.crashes]

@@ -1,0 +1,93 @@
+"""A replica that fails at a given place: `FAILPOINT=committing:kill:20 python -m tests.chaos.failpoints`.
+
+FAILPOINT is `place:action:count`: what happens when the place is reached for the so-manieth time. It is off where the
+variable is not set, and lives here: production code has no switch for it.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+
+from consumer import settings
+from consumer.commands.replica import consume
+from consumer.observability import logs
+from consumer.offsets import Progress
+from consumer.postgres.attempt import PostgresAttempt
+from consumer.postgres.store import PostgresStore
+from consumer.service.ports import NONE, Conversations, EventsById, Locking
+
+VARIABLE = "FAILPOINT"
+
+
+class Place(StrEnum):
+    """Where a transaction that writes events may fail."""
+
+    COMMITTING = "committing"
+    """All is written, nothing is committed."""
+    COMMITTED = "committed"
+    """In the database, not yet known to the worker nor to Kafka."""
+
+
+class Action(StrEnum):
+    KILL = "kill"
+    FREEZE = "freeze"
+    """As by SIGSTOP: somebody has to wake it."""
+    STALL = "stall"
+    """The event loop stands still for STALL_SECONDS, as in a computation without an await."""
+
+
+STALL_SECONDS = 9.0
+
+
+class Failpoint:
+    """Off unless FAILPOINT is set. Acts once."""
+
+    def __init__(self, spec: str | None) -> None:
+        place, action, count = spec.split(":") if spec else (None, None, "0")
+        self._place = Place(place) if place else None
+        self._action = Action(action) if action else None
+        self._left = int(count)
+
+    def reach(self, place: Place) -> None:
+        if place is not self._place:
+            return
+        self._left -= 1
+        if self._left:
+            return
+        match self._action:
+            case Action.KILL:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case Action.FREEZE:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case Action.STALL:
+                time.sleep(STALL_SECONDS)
+
+
+FAILPOINT = Failpoint(os.environ.get(VARIABLE))
+
+
+class FailingStore(PostgresStore):
+    """The store, with places to fail at around its commit."""
+
+    @asynccontextmanager
+    async def attempt(
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+    ) -> AsyncIterator[PostgresAttempt]:
+        async with super().attempt(events, progress, locking, cached) as attempt:
+            yield attempt
+            FAILPOINT.reach(Place.COMMITTING)
+        FAILPOINT.reach(Place.COMMITTED)
+
+
+def main() -> None:
+    found = settings.load()
+    logs.configure(found.log)
+    asyncio.run(consume(found, FailingStore))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Kafka loses brokers, refuses writes, forgets records, hands out markers of transactions."""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.structs import TopicPartition
+
+from tests.chaos.faults.catalogue import Track, fault
+from tests.chaos.faults.traffic import send_poison
+from tests.chaos.operator import not_ready, set_offset
+from tests.chaos.rig import DEAD_LETTER_CONFIGS, PARTITIONS, REPLICATION, SESSION_SECONDS, Rig
+from tests.chaos.sender import Record
+from tests.chaos.waiting import within
+
+AWAY_SECONDS = 15.0
+READ_SECONDS = 30.0
+UNREAD = 10
+
+
+@fault(4, "a broker is killed and comes back", Track.BROKERS, weight=5)
+async def broker_kill(rig: Rig) -> None:
+    number = rig.rng.randrange(len(rig.brokers.brokers))
+    await asyncio.to_thread(rig.brokers.kill, number)
+    await asyncio.sleep(rig.rng.uniform(0, SESSION_SECONDS))
+    await asyncio.to_thread(rig.brokers.start, number)
+
+
+@fault(4, "a broker is frozen", Track.BROKERS)
+async def broker_frozen(rig: Rig) -> None:
+    number = rig.rng.randrange(len(rig.brokers.brokers))
+    await asyncio.to_thread(rig.brokers.freeze, number)
+    await asyncio.sleep(rig.rng.uniform(1, 2 * SESSION_SECONDS))
+    await asyncio.to_thread(rig.brokers.thaw, number)
+
+
+@fault(5, "all brokers are away for a while, and a replica is told to stop meanwhile", Track.BROKERS, weight=0.2)
+async def brokers_away(rig: Rig) -> None:
+    for number in range(len(rig.brokers.brokers)):
+        await asyncio.to_thread(rig.brokers.kill, number)
+    async with rig.deadline(AWAY_SECONDS + 10, "SIGTERM works while Kafka is away"):
+        await rig.rng.choice(rig.replicas.members).end(signal.SIGTERM)
+        await asyncio.sleep(AWAY_SECONDS)
+    await asyncio.to_thread(rig.brokers.start_all)
+
+
+@fault(23, "the dead-letter topic takes no writes, and every replica is killed meanwhile", Track.BROKERS)
+async def dead_letters_refused(rig: Rig) -> None:
+    await _require_in_sync(rig, rig.kafka.dead_letter_topic, REPLICATION + 1)
+    await send_poison(rig, 20)
+    await asyncio.sleep(SESSION_SECONDS)
+    for member in rig.replicas.members:
+        await member.end(signal.SIGKILL)
+    await _require_in_sync(rig, rig.kafka.dead_letter_topic, 1)
+
+
+async def _require_in_sync(rig: Rig, topic: str, replicas: int) -> None:
+    client = AIOKafkaAdminClient(bootstrap_servers=rig.kafka.bootstrap_servers)
+    await client.start()
+    try:
+        configs = {**DEAD_LETTER_CONFIGS, "min.insync.replicas": str(replicas)}
+        await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])
+    finally:
+        await client.close()
+
+
+@fault(25, "retention takes records that nobody has read", Track.BROKERS, weight=0)
+async def retention(rig: Rig) -> None:
+    partition = rig.rng.randrange(PARTITIONS)
+    stored, end = await _leave_unread(rig, partition)
+    await rig.keep_log(partition, unread_from=stored, end=end)
+    client = AIOKafkaAdminClient(bootstrap_servers=rig.kafka.bootstrap_servers)
+    await client.start()
+    try:
+        await client.delete_records({TopicPartition(rig.kafka.topics[0], partition): RecordsToDelete(end)})
+    finally:
+        await client.close()
+    await _until_stopped_and_set(rig, partition, "start")
+
+
+@fault(25, "the topic is of another cluster", Track.BROKERS, weight=0)
+async def another_cluster(rig: Rig) -> None:
+    partition = rig.rng.randrange(PARTITIONS)
+    stored, _ = await _leave_unread(rig, partition)
+    await rig.fetch("UPDATE kafka_offset SET cluster_id = 'elsewhere' WHERE partition = $1", partition)
+    await _until_stopped_and_set(rig, partition, str(stored))
+
+
+async def _leave_unread(rig: Rig, partition: int) -> tuple[int, int]:
+    """Ends all replicas, and waits for records behind them: the stored offset, and the end of the log."""
+    for member in rig.replicas.members:
+        member.hold_down()
+        await member.end(signal.SIGTERM)
+    ((stored,),) = await rig.fetch("SELECT next_offset FROM kafka_offset WHERE partition = $1", partition)
+
+    async def is_behind() -> bool:
+        return (await rig.log_ends())[partition] > stored + UNREAD
+
+    rig.expect(await within(READ_SECONDS, is_behind), "records are sent while nobody reads")
+    return stored, (await rig.log_ends())[partition]
+
+
+async def _until_stopped_and_set(rig: Rig, partition: int, offset: str) -> None:
+    for member in rig.replicas.members:
+        member.let_up()
+    remedy = f"offsets set {rig.kafka.topics[0]} {partition} "
+
+    async def says_so() -> bool:
+        return any(remedy in reason for reason in await not_ready(rig))
+
+    rig.expect(await within(READ_SECONDS, says_so), "the partition stops, and /status says what to run")
+    rig.expect(not await rig.replicas.ready(), "a replica with a stopped partition is not ready")
+    await set_offset(rig, partition, offset)
+
+
+@fault(
+    26,
+    "a transactional producer commits and aborts; records come on the partitions of another partitioner",
+    Track.TRAFFIC,
+)
+async def transactions(rig: Rig) -> None:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=rig.kafka.bootstrap_servers, transactional_id=f"{rig.kafka.group_id}-{rig.rng.random()}"
+    )
+    await producer.start()
+    try:
+        for number in range(10):
+            records = rig.traffic.records(20)
+            await _send_in_transaction(rig, producer, records, commit=bool(number % 2))
+            if not number % 2:
+                await rig.sender.send(records)
+    finally:
+        await producer.stop()
+
+
+async def _send_in_transaction(
+    rig: Rig, producer: AIOKafkaProducer, records: Sequence[Record], *, commit: bool
+) -> None:
+    """Each record on any partition. Of an abort, nothing may ever be seen."""
+    await producer.begin_transaction()
+    for key, value in records:
+        if key is not None or value is not None:
+            await producer.send(rig.kafka.topics[0], value, key, partition=rig.rng.randrange(PARTITIONS))
+    await (producer.commit_transaction() if commit else producer.abort_transaction())

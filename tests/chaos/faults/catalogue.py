@@ -1,0 +1,56 @@
+"""What a fault is, and the catalogue that each module of this package adds its own to."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tests.chaos.rig import Rig
+from tests.traffic import Mix
+
+Strike = Callable[[Rig], Awaitable[None]]
+
+
+class Track(StrEnum):
+    """In a storm, faults of one track follow each other; those of different tracks overlap."""
+
+    PROCESSES = "processes"
+    DATABASE = "database"
+    BROKERS = "brokers"
+    TRAFFIC = "traffic"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`strike` does it and undoes it again. `mix` and `settings` are those of the scenario where it runs alone."""
+
+    name: str
+    number: int
+    what: str
+    track: Track
+    strike: Strike
+    weight: float = 1.0
+    """How often a storm draws it; 0: only alone."""
+    mix: Mix | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    number: int,
+    what: str,
+    track: Track,
+    *,
+    weight: float = 1.0,
+    mix: Mix | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Callable[[Strike], Strike]:
+    """Adds the function to the catalogue, under its name with hyphens."""
+
+    def add(strike: Strike) -> Strike:
+        name = strike.__name__.replace("_", "-")
+        FAULTS[name] = Fault(name, number, what, track, strike, weight, mix, settings or {})
+        return strike
+
+    return add

@@ -1,0 +1,82 @@
+"""What producers do: duplicates, poison, records from the future, bursts, one conversation that gets everything."""
+
+import asyncio
+import json
+import signal
+
+from tests.chaos.faults.catalogue import Track, fault
+from tests.chaos.rig import SESSION_SECONDS, Rig
+from tests.traffic import POISON, Mix
+
+BURST = 10
+BURST_SECONDS = 3.0
+AGAIN = 500
+OVERSIZED = 200_000
+ODD = (
+    (b"c-0001", b"[" * 5000),
+    (b"c-0001", b'{"type": ' + b"9" * 4000 + b"}"),
+    (None, b"{}"),
+    (None, None),
+    (b"\xff", b"{}"),
+)
+"""More that is no event: depth, a number that fits nowhere, no key, nothing at all, a key that is not UTF-8."""
+
+
+async def send_poison(rig: Rig, count: int) -> None:
+    records = [rig.rng.choice((*POISON, *ODD)) for _ in range(count)]
+    rig.ledger.poison.update(records)
+    await rig.sender.send(records)
+
+
+@fault(12, "what was sent is sent again, at once and after a restart", Track.TRAFFIC)
+async def duplicates(rig: Rig) -> None:
+    records = list(rig.sender.recent)[-AGAIN:]
+    rig.ledger.poison.update(record for record in records if record in rig.ledger.poison)
+    await rig.sender.send(records)
+    await rig.rng.choice(rig.replicas.members).end(signal.SIGTERM)
+    await rig.sender.send(records)
+
+
+@fault(13, "late, early and out-of-order events", Track.TRAFFIC, weight=0, mix=Mix(cold=400, late=0.5, ahead=0.2))
+async def out_of_order(rig: Rig) -> None:
+    await asyncio.sleep(2 * SESSION_SECONDS)
+
+
+@fault(14, "poison of every kind", Track.TRAFFIC)
+async def poison(rig: Rig) -> None:
+    await send_poison(rig, 100)
+
+
+@fault(15, "records larger than the limit", Track.TRAFFIC)
+async def oversized(rig: Rig) -> None:
+    records = [(b"c-0001", b"%d" % number * OVERSIZED) for number in range(1, 6)]
+    rig.ledger.poison.update(records)
+    await rig.sender.send(records)
+
+
+@fault(16, "types and fields of a later version", Track.TRAFFIC)
+async def future_schema(rig: Rig) -> None:
+    key, value = next(pair for pair in rig.sender.recent if _is_event(pair[1]))
+    event = json.loads(value or b"")
+    extended = json.dumps({**event, "data": {**event.get("data", {}), "mood": "good"}, "traceparent": "x"}).encode()
+    unknown = json.dumps({**event, "type": "conversation.inbound-message.v2", "id": "v2"}).encode()
+    rig.ledger.poison[(key, unknown)] += 1
+    await rig.sender.send([(key, extended), (key, unknown)])
+
+
+def _is_event(value: bytes | None) -> bool:
+    return value is not None and b"inbound-message.v1" in value
+
+
+@fault(20, "ten times the traffic", Track.TRAFFIC)
+async def burst(rig: Rig) -> None:
+    rig.sender.rate *= BURST
+    await asyncio.sleep(BURST_SECONDS)
+    rig.sender.rate /= BURST
+
+
+@fault(
+    21, "nine of ten events are of one conversation", Track.TRAFFIC, weight=0, mix=Mix(cold=400, hot=1, hot_share=0.9)
+)
+async def hot_key(rig: Rig) -> None:
+    await asyncio.sleep(2 * SESSION_SECONDS)

@@ -1,0 +1,71 @@
+"""The rig must turn red where replicas have a bug: `tests/checker/planted.py`, each under a fault that brings it out."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tests.chaos.faults import FAULTS
+from tests.chaos.rig import REPLICAS, SESSION_SECONDS, Plan, Rig, Services
+from tests.chaos.storm import Act, play, scenario
+from tests.checker.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
+from tests.traffic import Mix
+
+FROZEN_SECONDS = 60.0
+TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A bug, what brings it out, and the traffic that it takes."""
+
+    bug: str
+    act: Act
+    rate: float = 300.0
+    mix: Mix = field(default_factory=lambda: Mix(cold=400))
+    settings: Mapping[str, str] = field(default_factory=dict)
+    ddl: tuple[str, ...] = ()
+
+
+async def wake_the_frozen(rig: Rig) -> None:
+    """The replica that freezes itself within a transaction is woken once another has gone on in its place."""
+    frozen = rig.replicas.members[0]
+    rig.expect(await frozen.until_frozen(FROZEN_SECONDS), "a replica freezes")
+    await asyncio.sleep(3 * SESSION_SECONDS)
+    frozen.replica.send(signal.SIGCONT)
+
+
+SMALL_BATCHES = {"CONSUMER_WORKER__MAX_BATCH": "20"}
+MUTANTS = (
+    Mutant("version", scenario(FAULTS["contention"])),
+    Mutant("redecide", scenario(FAULTS["contention"])),
+    Mutant("dedup", scenario(FAULTS["duplicates"]), ddl=(NO_PRIMARY_KEY,)),
+    Mutant("guard", wake_the_frozen),
+    Mutant("kept-buffer", scenario(FAULTS["failover"]), rate=3000, settings=SMALL_BATCHES),
+    Mutant("unawaited", scenario(FAULTS["dead-letters-refused"])),
+)
+
+
+def find_all(found: Services, seed: int) -> bool:
+    """Whether each was found, in a few tries at most."""
+    return all([_found(found, mutant, seed) for mutant in MUTANTS])
+
+
+def _found(found: Services, mutant: Mutant, seed: int) -> bool:
+    for number in range(TRIES):
+        outcome = asyncio.run(play(found, _plan(mutant, seed + number), mutant.act))
+        if broken := [verdict for verdict in outcome.verdicts if not verdict.holds]:
+            sys.stdout.write(f"{mutant.bug}: found by {broken[0].invariant}, {len(broken[0].violations)} times\n")
+            sys.stdout.flush()
+            return True
+    sys.stdout.write(f"{mutant.bug}: NOT FOUND in {TRIES} storms\n")
+    return False
+
+
+def _plan(mutant: Mutant, seed: int) -> Plan:
+    modules = {
+        number: ("tests.checker.planted", OF_THE_OTHERS.get(mutant.bug, mutant.bug) if number else mutant.bug)
+        for number in range(REPLICAS)
+    }
+    return Plan(seed, mutant.rate, mutant.mix, modules, mutant.settings, mutant.ddl)

@@ -1,0 +1,247 @@
+"""The rig: three brokers, a primary with its standby, proxies before them, and everybody who reads and writes."""
+
+import asyncio
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from consumer.kafka.admin import admin, log_bounds
+from consumer.kafka.partition import to_record
+from consumer.offsets import Partition
+from consumer.postgres import migrations
+from consumer.records import Record
+from consumer.settings import KafkaSettings
+from tests.chaos.deployment import Deployment
+from tests.chaos.sender import Caller, Sender, Written
+from tests.checker.verdicts import Ledger
+from tests.demo.environment import TRAIL
+from tests.stack.broker import delete, read_all
+from tests.stack.database import execute, new_database
+from tests.stack.kafka_cluster import KafkaCluster
+from tests.stack.postgres_pair import PostgresPair
+from tests.traffic import SHORT_POLICY, Mix, Traffic
+
+PARTITIONS = 6
+REPLICATION = 3
+REPLICAS = 3
+CALLERS = 2
+SESSION_SECONDS = 4.0
+DEAD_LETTER_CONFIGS = {"max.message.bytes": str(2 * 2**20)}
+CANARY = "canary-7f3a9c"
+"""The password in the database's URL: it may appear nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What runs for as long as the rig does; topics and database are new for each storm."""
+
+    kafka: KafkaCluster
+    postgres: PostgresPair
+
+
+@contextmanager
+def services() -> Iterator[Services]:
+    """Raises `DevstackError` where they cannot be had."""
+    kafka = KafkaCluster()
+    try:
+        postgres = PostgresPair()
+        try:
+            yield Services(kafka, postgres)
+        finally:
+            postgres.stop()
+    finally:
+        kafka.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a storm is laid out: the pace of its traffic, its shape, and who takes part."""
+
+    seed: int
+    rate: float = 300.0
+    mix: Mix = field(default_factory=lambda: Mix(cold=400, hot=6))
+    modules: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Replica -> what it runs instead of the consumer."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    ddl: tuple[str, ...] = ()
+    """Done to the database before all else."""
+
+
+class Rig:
+    """One storm's environment; its participants are at work from `started` on."""
+
+    def __init__(self, found: Services, plan: Plan, kafka: KafkaSettings, database: str, logs: Path) -> None:
+        self.brokers = found.kafka
+        self.postgres = found.postgres
+        self.plan = plan
+        self.rng = Random(plan.seed)
+        self.ledger = Ledger()
+        self.written = Written(self.ledger)
+        self.kafka = kafka
+        """As the rig itself reaches the brokers: past the proxies."""
+        self.logs = logs
+        self.struck = Counter[str]()
+        self.rewinds = 0
+        self.read: list[Record] = []
+        """Records that retention took after they were read."""
+        self.unread: list[Record] = []
+        """Records that retention took before."""
+        self.promises: dict[str, int] = {}
+        """What faults expected, and how often that was looked at."""
+        self.broken: list[str] = []
+        self._database = urlsplit(database).path
+        settings = self.settings
+        self.replicas = Deployment("replica", settings, logs, "consumer", "run", count=REPLICAS, modules=plan.modules)
+        self.tickers = Deployment("ticker", settings, logs, "consumer", "ticker", count=1)
+        self.relays = Deployment("relay", settings, logs, "consumer", "outbox", count=2)
+        self.traffic = Traffic(plan.seed, self.ledger, plan.mix)
+        self.sender = Sender(kafka, self.traffic, plan.rate)
+
+    @property
+    def database(self) -> str:
+        """The database of the primary of now, past the proxy."""
+        return urlsplit(self.postgres.direct_dsn)._replace(path=self._database).geturl()
+
+    @property
+    def proxied_database(self) -> str:
+        """As everybody else reaches it."""
+        parts = urlsplit(self.postgres.dsn)
+        netloc = f"{parts.username}:{CANARY}@{parts.hostname}:{parts.port}"
+        return parts._replace(netloc=netloc, path=self._database).geturl()
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        return self.replicas, self.tickers, self.relays
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment of replicas, ticker and relays."""
+        policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT_POLICY}
+        return {
+            **policy,
+            "CONSUMER_DATABASE__URL": self.proxied_database,
+            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(SESSION_SECONDS / 2),
+            "CONSUMER_DATABASE__STATEMENT_TIMEOUT_SECONDS": "3",
+            "CONSUMER_DATABASE__COMMAND_TIMEOUT_SECONDS": "4",
+            "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": self.brokers.bootstrap_servers,
+            "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
+            "CONSUMER_KAFKA__TOPICS": self.kafka.topics[0],
+            "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
+            "CONSUMER_KAFKA__TRANSITION_TOPIC": self.kafka.transition_topic,
+            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(SESSION_SECONDS),
+            "CONSUMER_KAFKA__REBALANCE_TIMEOUT_SECONDS": "6",
+            "CONSUMER_KAFKA__REQUEST_TIMEOUT_SECONDS": "5",
+            "CONSUMER_OUTBOX__TURN_SECONDS": "6",
+            "CONSUMER_OUTBOX__OUTAGE_BACKOFF_MAX_SECONDS": "1",
+            "CONSUMER_WORKER__OUTAGE_BACKOFF_MAX_SECONDS": "1",
+            **self.plan.settings,
+        }
+
+    @property
+    def crashes(self) -> list[tuple[str, int]]:
+        """Who ended by itself, and with which exit code."""
+        names = ("replica", "ticker", "relay")
+        pairs = zip(names, self.deployments, strict=True)
+        return [(name, code) for name, deployment in pairs for code in deployment.crashes]
+
+    @property
+    def strikes(self) -> int:
+        return self.struck.total()
+
+    def expect(self, held: bool, what: str) -> None:
+        """A fault's own promise: part of the verdict."""
+        self.promises[what] = self.promises.get(what, 0) + 1
+        if not held:
+            self.broken.append(what)
+
+    @asynccontextmanager
+    async def deadline(self, seconds: float, what: str) -> AsyncIterator[None]:
+        """Ends the block after so long; then the promise is broken."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            self.expect(False, what)
+        else:
+            self.expect(True, what)
+
+    async def fail_over(self) -> None:
+        """To a standby that lacks what was committed in the last second."""
+        began = asyncio.get_running_loop().time()
+        self.rewinds += 1
+        await asyncio.to_thread(self.postgres.failover, lose_commits=True)
+        self.written.take_back(began)
+        await asyncio.to_thread(self.postgres.rebuild)
+
+    async def keep_log(self, partition: int, unread_from: int, end: int) -> None:
+        """Notes what retention is about to take from a partition: everything before `end`."""
+        for record in await read_all(self.kafka, self.kafka.topics[0]):
+            if record.partition == partition and record.offset < end:
+                (self.unread if record.offset >= unread_from else self.read).append(to_record(record))
+
+    async def log_ends(self) -> dict[int, int]:
+        """Partition -> the offset after its last record."""
+        places = [Partition(self.kafka.group_id, self.kafka.topics[0], number) for number in range(PARTITIONS)]
+        return {place.number: end for place, (_, end) in (await log_bounds(self.kafka, places)).items()}
+
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """Asks the primary, past the proxy."""
+        connection = await asyncpg.connect(self.database)
+        try:
+            return list(await connection.fetch(sql, *arguments))
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """Everybody writes and reads; after the block nobody writes, and the readers go on."""
+        callers = [Caller(f"caller-{n}", self.callers_traffic(n), self.written, rate=3.0) for n in range(CALLERS)]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.sender.run())
+            for caller in callers:
+                tasks.create_task(caller.run(self.proxied_database))
+            try:
+                yield
+            finally:
+                for writer in (self.sender, *callers):
+                    writer.stop()
+
+    def callers_traffic(self, number: int) -> Traffic:
+        return Traffic(self.plan.seed + number + 1, self.ledger, self.plan.mix)
+
+
+@asynccontextmanager
+async def prepared(found: Services, plan: Plan) -> AsyncIterator[Rig]:
+    """Topics and a database of its own, with the schema; gone after the block."""
+    name = f"chaos-{secrets.token_hex(4)}"
+    kafka = KafkaSettings(
+        bootstrap_servers=found.kafka.direct_servers,
+        group_id=name,
+        topics=(f"{name}.events",),
+        dead_letter_topic=f"{name}.dead-letter",
+        transition_topic=f"{name}.transition",
+        request_timeout_seconds=5,
+    )
+    with tempfile.TemporaryDirectory(prefix="chaos-") as logs:
+        async with new_database(found.postgres.direct_dsn, "chaos") as database, admin(kafka) as client:
+            await client.create(kafka.topics[0], PARTITIONS, REPLICATION, {})
+            await client.create(kafka.transition_topic, PARTITIONS, REPLICATION, {})
+            await client.create(kafka.dead_letter_topic, 1, REPLICATION, DEAD_LETTER_CONFIGS)
+            await asyncio.to_thread(migrations.upgrade, database)
+            for statement in (TRAIL, *plan.ddl):
+                await execute(database, statement)
+            rig = Rig(found, plan, kafka, database, Path(logs))
+            try:
+                yield rig
+            finally:
+                for deployment in rig.deployments:
+                    await deployment.stop()
+                await delete(kafka.bootstrap_servers, *kafka.topics, kafka.dead_letter_topic, kafka.transition_topic)

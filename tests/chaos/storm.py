@@ -1,0 +1,95 @@
+"""Plays one fault, or a seeded mix of them, and judges what is left."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from random import Random
+
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.faults.catalogue import Track
+from tests.chaos.rig import Plan, Rig, Services, prepared
+from tests.chaos.verdict import Recovery, judge, recovery, rest
+from tests.checker.verdicts import Verdict
+
+CALM_SECONDS = 2.0
+"""Of traffic without a fault, before and after."""
+READY_SECONDS = 90.0
+PAUSE_SECONDS = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a storm."""
+
+    seed: int
+    verdicts: list[Verdict]
+    struck: Counter[str]
+    sent: int
+    written: int
+    recovery: Recovery
+    crashes: list[tuple[str, int]]
+
+    @property
+    def holds(self) -> bool:
+        return all(verdict.holds for verdict in self.verdicts)
+
+
+Act = Callable[[Rig], Awaitable[None]]
+
+
+async def play(found: Services, plan: Plan, act: Act) -> Outcome:
+    """Traffic, the faults, calm, and the verdict. Nobody is helped after the last fault."""
+    async with prepared(found, plan) as rig:
+        for deployment in rig.deployments:
+            await deployment.start()
+        if not await rig.replicas.until_ready(READY_SECONDS):
+            raise RuntimeError(f"the replicas are not ready after {READY_SECONDS:.0f} s: {rig.logs}")
+        async with rig.at_work():
+            await asyncio.sleep(CALM_SECONDS)
+            await act(rig)
+            recovered = await recovery(rig)
+            await asyncio.sleep(CALM_SECONDS)
+        left = await rest(rig)
+        codes = [code for deployment in rig.deployments for code in await deployment.stop()]
+        verdicts = await judge(rig, recovered, left, codes)
+        return Outcome(
+            plan.seed, verdicts, rig.struck, rig.sender.sent, len(rig.written.recent), recovered, rig.crashes
+        )
+
+
+def scenario(fault: Fault) -> Act:
+    async def act(rig: Rig) -> None:
+        rig.struck[fault.name] += 1
+        await fault.strike(rig)
+
+    return act
+
+
+def mix(seconds: float) -> Act:
+    """Faults of every track, one after the other in each; those of different tracks overlap."""
+
+    async def act(rig: Rig) -> None:
+        ending = asyncio.get_running_loop().time() + seconds
+        async with asyncio.TaskGroup() as tasks:
+            for track in Track:
+                tasks.create_task(_track(rig, track, ending))
+
+    return act
+
+
+async def _track(rig: Rig, track: Track, ending: float) -> None:
+    rng = Random(f"{rig.plan.seed} {track}")
+    faults = [fault for fault in FAULTS.values() if fault.track is track and fault.weight]
+    weights = [fault.weight for fault in faults]
+    while asyncio.get_running_loop().time() < ending:
+        await asyncio.sleep(rng.expovariate(1 / PAUSE_SECONDS))
+        (fault,) = rng.choices(faults, weights)
+        rig.struck[fault.name] += 1
+        await fault.strike(rig)
+
+
+def plan_of(fault: Fault, seed: int) -> Plan:
+    """How the scenario of one fault is laid out."""
+    plan = Plan(seed, settings=fault.settings)
+    return replace(plan, mix=fault.mix) if fault.mix else plan

@@ -1,0 +1,135 @@
+"""Whether a storm was survived: the checker's invariants, and what the rig itself saw."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from consumer.kafka.admin import admin
+from tests.chaos.rig import CANARY, Rig
+from tests.chaos.waiting import within
+from tests.checker.evidence import collect
+from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
+from tests.traffic import SHORT_POLICY
+
+REST_SECONDS = 180.0
+DUE = "SELECT count(*) FROM conversation WHERE wake_at IS NOT NULL"
+UNPUBLISHED = "SELECT count(*) FROM transition_outbox"
+IDLE = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"
+OFFSETS = "SELECT partition, next_offset FROM kafka_offset"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """After the last fault: how long until all were ready and had passed what was in the log by then."""
+
+    seconds: float
+    """Infinite where it did not come to that."""
+    records: int
+    """How many were behind."""
+
+
+async def recovery(rig: Rig) -> Recovery:
+    loop = asyncio.get_running_loop()
+    began, ends = loop.time(), await rig.log_ends()
+    behind = sum(ends.values()) - sum((await _offsets(rig)).values())
+
+    async def recovered() -> bool:
+        return await _is_past(rig, ends) and await rig.replicas.ready()
+
+    in_time = await within(REST_SECONDS, recovered)
+    return Recovery(loop.time() - began if in_time else float("inf"), behind)
+
+
+async def rest(rig: Rig) -> tuple[str, ...]:
+    """Waits until nothing is left to do; what is left at the end of the wait."""
+
+    async def at_rest() -> bool:
+        return not await _left(rig)
+
+    return () if await within(REST_SECONDS, at_rest) else await _left(rig)
+
+
+async def _left(rig: Rig) -> tuple[str, ...]:
+    due, unpublished = [(await rig.fetch(sql))[0][0] for sql in (DUE, UNPUBLISHED)]
+    facts = {
+        "records not applied": not await _is_past(rig, await rig.log_ends()),
+        f"timers without effect: {due}": due,
+        f"transitions not published: {unpublished}": unpublished,
+        "not all are ready": not all([await deployment.ready() for deployment in rig.deployments]),
+    }
+    return tuple(what for what, is_left in facts.items() if is_left)
+
+
+async def _is_past(rig: Rig, ends: dict[int, int]) -> bool:
+    offsets = await _offsets(rig)
+    return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
+
+
+async def _offsets(rig: Rig) -> dict[int, int]:
+    return dict(await rig.fetch(OFFSETS))
+
+
+async def judge(rig: Rig, recovered: Recovery, left: tuple[str, ...], codes: Sequence[int]) -> list[Verdict]:
+    """After everybody has stopped."""
+    evidence = await _evidence(rig)
+    now: datetime = (await rig.fetch("SELECT now()"))[0][0]
+    _forgive_retention(rig, evidence)
+    verdicts = await asyncio.to_thread(
+        lambda: [
+            *safety(rig.ledger, evidence, SHORT_POLICY.policy),
+            *liveness(rig.ledger, evidence, settled_to=now if not left else None),
+        ]
+    )
+    idle = (await rig.fetch(IDLE))[0][0]
+    return [
+        *verdicts,
+        Verdict("all comes to rest", 1, left),
+        Verdict("all replicas are ready again without help", 1, _too_late(recovered)),
+        Verdict("what each fault promises", sum(rig.promises.values()), tuple(rig.broken)),
+        Verdict("processes leave in good order", len(codes), tuple(f"exit code {code}" for code in codes if code)),
+        Verdict("nobody is left idle in a transaction", 1, (f"{idle} are",) if idle else ()),
+        await _committed(rig, evidence),
+        _canaries(rig),
+    ]
+
+
+def _too_late(recovered: Recovery) -> tuple[str, ...]:
+    return () if recovered.seconds < REST_SECONDS else ("not in time",)
+
+
+async def _evidence(rig: Rig) -> Evidence:
+    """What is left in tables and topics, and what retention took after it was read."""
+    evidence = await collect(rig.kafka, rig.database)
+    return replace(evidence, log=[*rig.read, *evidence.log], rewinds=rig.rewinds)
+
+
+def _forgive_retention(rig: Rig, evidence: Evidence) -> None:
+    """An event every record of which was deleted unread need not have an effect; nor a poison record a dead letter."""
+    kept = {key_of(event) for record in evidence.log if (event := event_in(record))}
+    for record in rig.unread:
+        if (event := event_in(record)) is None:
+            rig.ledger.poison[record.key, record.value] -= 1
+        elif key_of(event) not in kept:
+            rig.ledger.events.discard(key_of(event))
+            rig.ledger.unsure.add(key_of(event))
+
+
+async def _committed(rig: Rig, evidence: Evidence) -> Verdict:
+    """Kafka's own offsets are never ahead of the database's, and equal after a clean stop."""
+    async with admin(rig.kafka) as client:
+        offsets = await client._client.list_consumer_group_offsets(rig.kafka.group_id)
+    committed = {tp.partition: offset.offset for tp, offset in offsets.items()}
+    stored = {partition: offset for (_, partition), offset in evidence.offsets.items()}
+    wrong = [
+        f"[{p}] {committed[p]} in Kafka, {stored.get(p)} stored" for p in committed if committed[p] != stored.get(p)
+    ]
+    return Verdict("offsets committed to Kafka are those of the database", len(committed), tuple(wrong))
+
+
+def _canaries(rig: Rig) -> Verdict:
+    """Whether the password of the database is in a log."""
+    logs = sorted(rig.logs.glob("*.log"))
+    return Verdict(
+        "no secret is logged", len(logs), tuple(log.name for log in logs if CANARY in log.read_text(errors="replace"))
+    )
