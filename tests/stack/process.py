@@ -117,7 +117,7 @@ class Server:
         self._await(ready, timeout_seconds)
 
     def end(self, with_signal: signal.Signals, grace_seconds: float = supervisor.GRACE_SECONDS) -> None:
-        """Ends the server with a signal, or with SIGKILL where that takes longer. The data stay. Down already is fine."""
+        """Ends the server with a signal, or SIGKILL where that takes longer. The data stay. Ended twice is fine."""
         if self.is_up:
             self._order(f"{with_signal.name} {grace_seconds}")
 

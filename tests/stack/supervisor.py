@@ -4,10 +4,10 @@ The parent holds the other end of standard input. At end of file, which even kil
 server is ended with all its descendants and DIRECTORY removed. A parent's death signal would not do: it is cleared by a
 change of user and fires when a thread ends.
 
-Orders are lines on standard input, one at a time. `SIGNAL SECONDS` ends the server with that signal, and with SIGKILL if
-it is still there so much later; it stays down. `start` starts it again. The first start and each order are answered with
-a line: the server's process id, or 0 while it is down. A server that ends by itself ends the supervisor, with its data
-left to read.
+Orders are lines on standard input, one at a time. `SIGNAL SECONDS` ends the server with that signal, and with SIGKILL
+if it is still there so much later; it stays down. `start` starts it again. The first start and each order are answered
+with a line: the server's process id, or 0 while it is down. A server that ends by itself ends the supervisor, with its
+data left to read.
 
 Standard library only: it runs before anything else is known to work.
 """
