@@ -7,6 +7,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from tests.stack.process import NOBODY, Server, free_port, unprivileged_uid
+from tests.stack.small_disk import SmallDisk
 
 USER = "devstack"
 # Found, not imported: the import starts a search for runtime directories of its own.
@@ -15,15 +16,17 @@ BINARIES = PACKAGE / "pginstall18" / "bin"
 
 
 class PostgresServer:
-    """A private PostgreSQL with fsync on. `restart` keeps the data; `stop` removes them."""
+    """A private PostgreSQL with fsync on. `restart` keeps the data; `stop` removes them.
 
-    def __init__(self) -> None:
-        self._server = Server("postgres", unprivileged_uid())
+    They lie on `disk`, if there is one.
+    """
+
+    def __init__(self, disk: SmallDisk | None = None) -> None:
+        self._server = Server("postgres", unprivileged_uid(), disk.pid if disk else None)
         self.port = free_port()
         self._bin = self._binaries()
-        self._data = self.directory / "data"
-        initdb = [str(self._bin / "initdb"), "-D", str(self._data), "-U", USER, "-A", "trust", "--no-sync"]
-        self._server.run([*initdb, "--encoding=UTF8", "--locale=C.UTF-8"])
+        self._data = disk.path if disk else self.directory / "data"
+        self._fill_data_directory()
         self._prepare()
         self._server.start(self._command(), self._accepts)
 
@@ -45,6 +48,10 @@ class PostgresServer:
 
     def stop(self) -> None:
         self._server.stop()
+
+    def _fill_data_directory(self) -> None:
+        initdb = [str(self._bin / "initdb"), "-D", str(self._data), "-U", USER, "-A", "trust", "--no-sync"]
+        self._server.run([*initdb, "--encoding=UTF8", "--locale=C.UTF-8"])
 
     def _prepare(self) -> None:
         """What comes before the first start."""

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from consumer.errors import ConsumerError
 from tests.stack import supervisor
@@ -61,19 +62,28 @@ def unprivileged_uid() -> int:
 
 
 class Server:
-    """One server. Its data live in a directory under the temporary one and go with it."""
+    """One server. Its data live in a directory under the temporary one and go with it.
 
-    def __init__(self, name: str, uid: int | None = None) -> None:
+    `mounts_of` is a process whose mounts the server sees instead of ours.
+    """
+
+    def __init__(self, name: str, uid: int | None = None, mounts_of: int | None = None) -> None:
         self.name = name
         self.uid = os.getuid() if uid is None else uid
         self.directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         os.chown(self.directory, self.uid, self.uid if self.uid == NOBODY else -1)
         self.pid = 0
+        self._enter = ["nsenter", f"--mount=/proc/{mounts_of}/ns/mnt"] if mounts_of else []
+        self._command: Sequence[str] = ()
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, command: Sequence[str], timeout_seconds: float = 60) -> None:
         """A command of preparation, as the server's user. Raises `DevstackError` with what it printed."""
-        as_user = {"user": self.uid, "group": self.uid, "extra_groups": []} if self.uid != os.getuid() else {}
+        as_user: dict[str, Any] = {}
+        if self._enter:
+            command = [*self._enter, f"--setuid={self.uid}", f"--setgid={self.uid}", *command]
+        elif self.uid != os.getuid():
+            as_user = {"user": self.uid, "group": self.uid, "extra_groups": []}
         done = subprocess.run(
             command,
             cwd=self.directory,
@@ -82,33 +92,84 @@ class Server:
             stderr=subprocess.STDOUT,
             timeout=timeout_seconds,
             check=False,
-            **as_user,  # type: ignore[call-overload]
+            **as_user,
         )
         if done.returncode:
             raise DevstackError(f"{self.name}: {Path(command[0]).name} failed:\n{done.stdout.decode()[-2000:]}")
 
     def start(self, command: Sequence[str], ready: Callable[[], bool], timeout_seconds: float = 60) -> None:
         """Starts the server and waits until `ready`."""
-        self._process = subprocess.Popen(
-            [sys.executable, supervisor.__file__, str(self.directory), str(self.uid), *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._await_started(ready, timeout_seconds)
+        self._command = command
+        self.start_again(ready, timeout_seconds)
 
-    def restart(self, with_signal: signal.Signals, ready: Callable[[], bool], timeout_seconds: float = 60) -> None:
+    def start_again(self, ready: Callable[[], bool], timeout_seconds: float = 60) -> None:
+        """Starts a server that is down, by `end` or by itself, on its data and waits until `ready`."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [*self._enter, sys.executable, supervisor.__file__, str(self.directory), str(self.uid), *self._command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+            self.pid = self._answer()
+        else:
+            self._order(supervisor.START)
+        self._await(ready, timeout_seconds)
+
+    def end(self, with_signal: signal.Signals, grace_seconds: float = supervisor.GRACE_SECONDS) -> None:
+        """Ends the server with a signal, or SIGKILL where that takes longer. The data stay. Ended twice is fine."""
+        if self.is_up:
+            self._order(f"{with_signal.name} {grace_seconds}")
+
+    def restart(
+        self,
+        with_signal: signal.Signals,
+        ready: Callable[[], bool],
+        timeout_seconds: float = 60,
+        grace_seconds: float = supervisor.GRACE_SECONDS,
+    ) -> None:
         """Ends the server with a signal, starts it again on its data and waits until `ready`."""
+        self.end(with_signal, grace_seconds)
+        self.start_again(ready, timeout_seconds)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the process is there; it may be frozen."""
+        return self.pid != 0 and self._process is not None and self._process.poll() is None
+
+    def freeze(self) -> None:
+        """Stops the server with all its descendants where they are, by SIGSTOP."""
+        # The parent first: a stopped one starts no more children.
+        for pid in self._family():
+            _send(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for pid in self._family():
+            _send(pid, signal.SIGCONT)
+
+    def _family(self) -> Iterator[int]:
+        """The server's process, then its descendants; none while it is down."""
+        pids = [self.pid] if self.is_up else []
+        while pids:
+            yield (pid := pids.pop(0))
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                pids += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def _order(self, order: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{with_signal.name}\n".encode())
-        self._process.stdin.flush()
-        self._await_started(ready, timeout_seconds)
+        with contextlib.suppress(BrokenPipeError):  # the server has ended by itself, and its supervisor
+            self._process.stdin.write(f"{order}\n".encode())
+            self._process.stdin.flush()
+        self.pid = self._answer()
 
-    def _await_started(self, ready: Callable[[], bool], timeout_seconds: float) -> None:
+    def _answer(self) -> int:
         assert self._process is not None
         assert self._process.stdout is not None
-        self.pid = int(self._process.stdout.readline())
+        return int(self._process.stdout.readline() or 0)
+
+    def _await(self, ready: Callable[[], bool], timeout_seconds: float) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + timeout_seconds
         while not ready():
             if self._process.poll() is not None:
@@ -124,6 +185,12 @@ class Server:
     def stop(self) -> None:
         """Ends the server and removes its data. Stopped twice is fine."""
         if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             self._process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

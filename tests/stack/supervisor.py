@@ -2,8 +2,11 @@
 
 The parent holds the other end of standard input. At end of file, which even kill -9 of the parent brings about, the
 server is ended with all its descendants and DIRECTORY removed. A parent's death signal would not do: it is cleared by a
-change of user and fires when a thread ends. A line on standard input names a signal: the server is ended with it and
-started again. Each start prints the server's process id. A server that ends by itself ends the supervisor, with its
+change of user and fires when a thread ends.
+
+Orders are lines on standard input, one at a time. `SIGNAL SECONDS` ends the server with that signal, and with SIGKILL
+if it is still there so much later; it stays down. `start` starts it again. The first start and each order are answered
+with a line: the server's process id, or 0 while it is down. A server that ends by itself ends the supervisor, with its
 data left to read.
 
 Standard library only: it runs before anything else is known to work.
@@ -20,6 +23,7 @@ import sys
 from pathlib import Path
 
 GRACE_SECONDS = 3.0
+START = "start"
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -28,16 +32,19 @@ def main(directory: str, uid: str, *command: str) -> int:
         signal.signal(number, signal.SIG_IGN)
     # Orphans of the server become children of this process: PostgreSQL's backends are in sessions of their own.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    server: subprocess.Popen[bytes] | None = _start(directory, int(uid), command)
     while True:
-        server = _start(directory, int(uid), command)
-        print(server.pid, flush=True)  # noqa: T201 - read by the parent
+        print(server.pid if server else 0, flush=True)  # noqa: T201 - read by the parent
         order = _next_order(server)
-        if order is None:
+        if order is None and server:
             return server.wait()
-        _end(server, signal.Signals[order] if order else signal.SIGINT)
+        if server:
+            number, seconds = order.split() if order else (signal.SIGINT.name, GRACE_SECONDS)
+            _end(server, signal.Signals[number], float(seconds))
         if not order:
             shutil.rmtree(directory, ignore_errors=True)
             return 0
+        server = _start(directory, int(uid), command) if order == START else None
 
 
 def _start(directory: str, uid: int, command: tuple[str, ...]) -> "subprocess.Popen[bytes]":
@@ -61,20 +68,22 @@ def _default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _next_order(server: "subprocess.Popen[bytes]") -> str | None:
-    """The name of a signal; empty when the parent is gone; None when the server is."""
+def _next_order(server: "subprocess.Popen[bytes] | None") -> str | None:
+    """An order; empty when the parent is gone; None when the server is."""
+    if server is None:
+        return sys.stdin.readline().strip()
     ended = os.pidfd_open(server.pid)
     try:
         readable, _, _ = select.select([sys.stdin.fileno(), ended], [], [])
     finally:
         os.close(ended)
-    return None if ended in readable else os.read(sys.stdin.fileno(), 64).decode().strip()
+    return None if ended in readable else sys.stdin.readline().strip()
 
 
-def _end(server: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+def _end(server: "subprocess.Popen[bytes]", number: signal.Signals, grace_seconds: float) -> None:
     server.send_signal(number)
     try:
-        server.wait(GRACE_SECONDS)
+        server.wait(grace_seconds)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
