@@ -49,26 +49,31 @@ def main(
 ) -> None:
     """Plays one fault, or a seeded mix in rounds of a minute. Exit code 1 if anything was lost, or came twice."""
     try:
-        with services() as found:
-            if mutation:
-                holds = find_all(found, seed)
-            elif quick:
-                holds = _alone(found, QUICK, seed) and _rounds(found, seed, QUICK_MINUTES, rate, None)
-            elif only:
-                holds = _alone(found, FAULTS if only == ALL else [only], seed)
-            else:
-                holds = _rounds(found, seed, minutes, rate, ledger)
+        holds = asyncio.run(_play(only, seed, minutes, rate, ledger, quick=quick, mutation=mutation))
     except DevstackError as error:
         say(f"error: {error}")
         raise typer.Exit(1) from None
     raise typer.Exit(0 if holds else 1)
 
 
-def _alone(found: Services, names: Iterable[str], seed: int) -> bool:
+async def _play(
+    only: str | None, seed: int, minutes: float, rate: float, ledger: Path | None, *, quick: bool, mutation: bool
+) -> bool:
+    async with services() as found:
+        if mutation:
+            return await find_all(found, seed)
+        if quick:
+            return await _alone(found, QUICK, seed) and await _rounds(found, seed, QUICK_MINUTES, rate, None)
+        if only:
+            return await _alone(found, FAULTS if only == ALL else [only], seed)
+        return await _rounds(found, seed, minutes, rate, ledger)
+
+
+async def _alone(found: Services, names: Iterable[str], seed: int) -> bool:
     """Each by itself, in the order of the catalogue."""
     held = []
     for name in names:
-        outcome = asyncio.run(play(found, plan_of(FAULTS[name], seed), scenario(FAULTS[name])))
+        outcome = await play(found, plan_of(FAULTS[name], seed), scenario(FAULTS[name]))
         _print(name, outcome)
         held.append(outcome.holds)
     return all(held)
@@ -86,21 +91,29 @@ class Entry(TypedDict):
     broken: dict[str, int]
 
 
-def _rounds(found: Services, seed: int, minutes: float, rate: float, ledger: Path | None) -> bool:
-    lines = ledger.read_text().splitlines() if ledger and ledger.exists() else []
-    done: list[Entry] = [json.loads(line) for line in lines]
+async def _rounds(found: Services, seed: int, minutes: float, rate: float, ledger: Path | None) -> bool:
+    done = _read(ledger)
     number, ending, holds = len(done), time.monotonic() + 60 * minutes, True
     while time.monotonic() < ending:
         seconds = min(ROUND_SECONDS, ending - time.monotonic())
-        outcome = asyncio.run(play(found, Plan(1000 * seed + number, rate=rate), mix(seconds)))
+        outcome = await play(found, Plan(1000 * seed + number, rate=rate), mix(seconds))
         _print(f"round {number}, seed {outcome.seed}", outcome)
         done.append(_entry(outcome))
-        if ledger:
-            with ledger.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+        _append(ledger, done[-1])
         number, holds = number + 1, holds and outcome.holds
     _print_total(done)
     return holds
+
+
+def _read(ledger: Path | None) -> list[Entry]:
+    lines = ledger.read_text().splitlines() if ledger and ledger.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _append(ledger: Path | None, entry: Entry) -> None:
+    if ledger:
+        with ledger.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 def _entry(outcome: Outcome) -> Entry:

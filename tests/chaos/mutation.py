@@ -1,4 +1,4 @@
-"""The rig must turn red where replicas have a bug: `tests/checker/planted.py`, each under a fault that brings it out."""
+"""The rig must turn red where replicas have a bug: `tests/checker/planted.py`, under faults that bring them out."""
 
 import asyncio
 import signal
@@ -47,14 +47,15 @@ MUTANTS = (
 )
 
 
-def find_all(found: Services, seed: int) -> bool:
+async def find_all(found: Services, seed: int) -> bool:
     """Whether each was found, in a few tries at most."""
-    return all([_found(found, mutant, seed) for mutant in MUTANTS])
+    results = [await _found(found, mutant, seed) for mutant in MUTANTS]
+    return all(results)
 
 
-def _found(found: Services, mutant: Mutant, seed: int) -> bool:
+async def _found(found: Services, mutant: Mutant, seed: int) -> bool:
     for number in range(TRIES):
-        outcome = asyncio.run(play(found, _plan(mutant, seed + number), mutant.act))
+        outcome = await play(found, _plan(mutant, seed + number), mutant.act)
         if broken := [verdict for verdict in outcome.verdicts if not verdict.holds]:
             sys.stdout.write(f"{mutant.bug}: found by {broken[0].invariant}, {len(broken[0].violations)} times\n")
             sys.stdout.flush()

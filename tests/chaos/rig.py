@@ -4,8 +4,8 @@ import asyncio
 import secrets
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -47,18 +47,11 @@ class Services:
     postgres: PostgresPair
 
 
-@contextmanager
-def services() -> Iterator[Services]:
+@asynccontextmanager
+async def services() -> AsyncIterator[Services]:
     """Raises `DevstackError` where they cannot be had."""
-    kafka = KafkaCluster()
-    try:
-        postgres = PostgresPair()
-        try:
-            yield Services(kafka, postgres)
-        finally:
-            postgres.stop()
-    finally:
-        kafka.stop()
+    async with KafkaCluster.open() as kafka, PostgresPair.open() as postgres:
+        yield Services(kafka, postgres)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +101,7 @@ class Rig:
     @property
     def database(self) -> str:
         """The database of the primary of now, past the proxy."""
-        return urlsplit(self.postgres.direct_dsn)._replace(path=self._database).geturl()
+        return urlsplit(self.postgres.primary.dsn)._replace(path=self._database).geturl()
 
     @property
     def proxied_database(self) -> str:
@@ -177,9 +170,9 @@ class Rig:
         """To a standby that lacks what was committed in the last second."""
         began = asyncio.get_running_loop().time()
         self.rewinds += 1
-        await asyncio.to_thread(self.postgres.failover, lose_commits=True)
+        await self.postgres.failover(lose_commits=True)
         self.written.take_back(began)
-        await asyncio.to_thread(self.postgres.rebuild)
+        await self.postgres.rebuild()
 
     async def keep_log(self, partition: int, unread_from: int, end: int) -> None:
         """Notes what retention is about to take from a partition: everything before `end`."""
@@ -231,7 +224,7 @@ async def prepared(found: Services, plan: Plan) -> AsyncIterator[Rig]:
         request_timeout_seconds=5,
     )
     with tempfile.TemporaryDirectory(prefix="chaos-") as logs:
-        async with new_database(found.postgres.direct_dsn, "chaos") as database, admin(kafka) as client:
+        async with new_database(found.postgres.primary.dsn, "chaos") as database, admin(kafka) as client:
             await client.create(kafka.topics[0], PARTITIONS, REPLICATION, {})
             await client.create(kafka.transition_topic, PARTITIONS, REPLICATION, {})
             await client.create(kafka.dead_letter_topic, 1, REPLICATION, DEAD_LETTER_CONFIGS)

@@ -49,7 +49,7 @@ async def nothing(stack: Services) -> AsyncIterator[Settings]:
         ("what-if --policy idle_after=5m --source topic", 2, "conversation-consumer topics"),
         ("report conversations", 2, "create the database"),
         ("report races", 2, "create the database"),
-        ("top 127.0.0.1:1 --rounds 1", 0, "Cannot connect"),
+        ("top 127.0.0.1:1 --rounds 1", 1, "Cannot connect"),
     ],
 )
 async def test_without_a_database_and_topics_each_command_says_what_to_do(

@@ -58,9 +58,11 @@ def families() -> set[str]:
 
 
 def not_metrics() -> set[str]:
-    """Tables, columns, views."""
+    """Tables, columns, views; roles, the slot and the publication of deploy/."""
     views = {name for path in ROOT.glob("consumer/postgres/**/*.py") for name in VIEWS.findall(path.read_text())}
-    return views | {name for table in metadata.tables.values() for name in (table.name, *table.columns.keys())}
+    scripts = [path for folder in ("postgres", "debezium") for path in (ROOT / "deploy" / folder).iterdir()]
+    named = {name for path in scripts for name in re.findall(r"\bconversation_\w+", path.read_text())}
+    return views | named | {name for table in metadata.tables.values() for name in (table.name, *table.columns.keys())}
 
 
 def test_the_dashboard_is_as_generated() -> None:

@@ -19,7 +19,7 @@ STORM_SECONDS = 6.0
 @fault(6, "PostgreSQL is restarted: in good order, at once, or after a crash", Track.DATABASE, weight=6)
 async def postgres_restart(rig: Rig) -> None:
     number = rig.rng.choice((signal.SIGINT, signal.SIGQUIT, signal.SIGKILL))
-    await asyncio.to_thread(rig.postgres.restart, number)
+    await rig.postgres.restart(number)
 
 
 @fault(6, "connections are ended at the server, one every 200 ms", Track.DATABASE)
@@ -40,8 +40,7 @@ async def disk_full(rig: Rig) -> None:
     try:
         await asyncio.sleep(SESSION_SECONDS)
     finally:
-        await asyncio.to_thread(rig.postgres.free_disk)
-        await asyncio.to_thread(rig.postgres.ensure_running)
+        await rig.postgres.free_disk()
 
 
 @fault(3, "the reply to a COMMIT is lost", Track.DATABASE, weight=2)
@@ -56,10 +55,11 @@ async def commit_lost(rig: Rig) -> None:
 
 async def _reset_commits(rig: Rig, *, forward: bool) -> None:
     proxy = rig.postgres.proxy
-    for _ in range(10):
-        proxy.reset_at_commit(forward=forward)
-        await asyncio.sleep(0.3)
+    before = proxy.commits_reset
+    proxy.reset_at_commit(forward=forward, every=3)
+    await asyncio.sleep(SESSION_SECONDS)
     proxy.heal()
+    rig.expect(proxy.commits_reset > before, "commits are reset")
 
 
 @fault(10, "PostgreSQL answers slowly", Track.DATABASE)
@@ -71,16 +71,16 @@ async def slow_database(rig: Rig) -> None:
 
 @fault(10, "PostgreSQL's disk is slow to flush", Track.DATABASE)
 async def slow_fsync(rig: Rig) -> None:
-    await asyncio.to_thread(rig.postgres.slow_fsync, 0.1)
+    await rig.postgres.slow_fsync(0.1)
     await asyncio.sleep(SESSION_SECONDS)
-    await asyncio.to_thread(rig.postgres.heal_fsync)
+    await rig.postgres.heal_fsync()
 
 
 @fault(9, "PostgreSQL is frozen", Track.DATABASE)
 async def postgres_frozen(rig: Rig) -> None:
-    await asyncio.to_thread(rig.postgres.freeze)
+    rig.postgres.freeze()
     await asyncio.sleep(rig.rng.uniform(1, 2 * SESSION_SECONDS))
-    await asyncio.to_thread(rig.postgres.thaw)
+    rig.postgres.thaw()
 
 
 @fault(22, "eight outside writers and a lock holder on ten conversations", Track.DATABASE)

@@ -52,7 +52,7 @@ async def kafka_half_open(rig: Rig) -> None:
 @fault(9, "PostgreSQL hears, and is not heard", Track.DATABASE)
 async def postgres_one_way(rig: Rig) -> None:
     for proxy in to_postgres(rig):
-        proxy.one_way()
+        proxy.fall_silent(to_server=False)
     await asyncio.sleep(SESSION_SECONDS)
     for proxy in to_postgres(rig):
         proxy.heal()
