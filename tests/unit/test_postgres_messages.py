@@ -1,0 +1,65 @@
+"""The COMMITs that a proxy finds in the bytes of a PostgreSQL client."""
+
+import struct
+from collections.abc import Iterator
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.stack.postgres_messages import ClientMessages
+
+STARTUP = struct.pack("!II", 8 + len(b"user\0me\0\0"), 196608) + b"user\0me\0\0"
+TLS_REQUEST = struct.pack("!II", 8, 80877103)
+
+
+def message(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("!I", 4 + len(content)) + content
+
+
+COMMIT = message(b"Q", b"COMMIT;\0")
+HARMLESS = [
+    message(b"Q", b"SELECT 'COMMIT;'\0"),
+    message(b"Q", b"COMMIT;" * 20 + b"\0"),
+    message(b"d", COMMIT),
+    message(b"d", b"x" * 300),
+    message(b"S", b""),
+]
+messages = st.lists(st.sampled_from([COMMIT, *HARMLESS]), max_size=12)
+sizes = st.lists(st.integers(1, 60), min_size=1)
+
+
+def chunks(data: bytes, of_bytes: list[int]) -> Iterator[bytes]:
+    position = 0
+    while position < len(data):
+        size = of_bytes[position % len(of_bytes)]
+        yield data[position : position + size]
+        position += size
+
+
+def commits(following: ClientMessages, parts: list[bytes]) -> int:
+    return sum(following.feed(part) is not None for part in parts)
+
+
+@given(messages, sizes, st.booleans())
+def test_a_commit_is_found_however_the_bytes_are_cut(sent: list[bytes], of_bytes: list[int], asks_tls: bool) -> None:
+    following = ClientMessages()
+    following.feed(TLS_REQUEST * asks_tls + STARTUP)
+
+    found = sum(commits(following, list(chunks(each, of_bytes))) for each in sent)
+
+    assert found == sent.count(COMMIT)
+
+
+@given(sizes)
+def test_nothing_in_the_start_up_is_a_commit(of_bytes: list[int]) -> None:
+    assert commits(ClientMessages(), list(chunks(TLS_REQUEST + STARTUP, of_bytes))) == 0
+
+
+def test_the_place_of_a_commit_among_others_is_exact() -> None:
+    following = ClientMessages()
+    following.feed(STARTUP)
+    before, after = HARMLESS[2], HARMLESS[3]
+
+    place = following.feed(before + COMMIT + after)
+
+    assert place == (len(before), len(before + COMMIT))
