@@ -24,7 +24,7 @@ from tests.chaos.sender import Caller, Sender, Written
 from tests.checker.verdicts import Ledger
 from tests.demo.environment import TRAIL
 from tests.stack.broker import delete, read_all
-from tests.stack.database import execute, new_database
+from tests.stack.database import execute
 from tests.stack.kafka_cluster import KafkaCluster
 from tests.stack.postgres_pair import PostgresPair
 from tests.traffic import SHORT_POLICY, Mix, Traffic
@@ -204,11 +204,23 @@ class Rig:
             try:
                 yield
             finally:
-                for writer in (self.sender, *callers):
-                    writer.stop()
+                self.sender.stop()
+                for caller in callers:
+                    caller.stop()
 
     def callers_traffic(self, number: int) -> Traffic:
         return Traffic(self.plan.seed + number + 1, self.ledger, self.plan.mix)
+
+
+@asynccontextmanager
+async def _new_database(postgres: PostgresPair) -> AsyncIterator[str]:
+    """Its URL; dropped at the primary of then."""
+    name = f"chaos_{secrets.token_hex(8)}"
+    await execute(postgres.primary.dsn, f"CREATE DATABASE {name}")
+    try:
+        yield urlsplit(postgres.primary.dsn)._replace(path=f"/{name}").geturl()
+    finally:
+        await execute(postgres.primary.dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @asynccontextmanager
@@ -224,7 +236,7 @@ async def prepared(found: Services, plan: Plan) -> AsyncIterator[Rig]:
         request_timeout_seconds=5,
     )
     with tempfile.TemporaryDirectory(prefix="chaos-") as logs:
-        async with new_database(found.postgres.primary.dsn, "chaos") as database, admin(kafka) as client:
+        async with _new_database(found.postgres) as database, admin(kafka) as client:
             await client.create(kafka.topics[0], PARTITIONS, REPLICATION, {})
             await client.create(kafka.transition_topic, PARTITIONS, REPLICATION, {})
             await client.create(kafka.dead_letter_topic, 1, REPLICATION, DEAD_LETTER_CONFIGS)

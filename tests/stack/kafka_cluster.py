@@ -52,9 +52,10 @@ class KafkaCluster:
     Operations that start or end brokers take seconds and leave the event loop free.
     """
 
-    def __init__(self, brokers: list[KafkaBroker], proxies: list[Proxy]) -> None:
-        self._brokers = brokers
+    def __init__(self, proxies: list[Proxy], internal_ports: Sequence[int]) -> None:
+        self._brokers: list[KafkaBroker] = []
         self._proxies = proxies
+        self._internal_ports = internal_ports
 
     @classmethod
     @asynccontextmanager
@@ -63,10 +64,11 @@ class KafkaCluster:
         async with AsyncExitStack() as stack:
             ports = [free_port() for _ in range(brokers)]
             proxies = [await stack.enter_async_context(Proxy.open("127.0.0.1", port)) for port in ports]
-            cluster = cls([], proxies)
+            cluster = cls(proxies, [free_port() for _ in range(brokers)])
             stack.push_async_callback(cluster._stop)
             cluster_id = new_cluster_id()
-            properties = [each + overrides for each in _properties(ports, [proxy.port for proxy in proxies])]
+            proxied = [proxy.port for proxy in proxies]
+            properties = [each + overrides for each in _properties(ports, proxied, cluster._internal_ports)]
             # Together: none of them answers before most of them are there.
             starts = [
                 asyncio.to_thread(KafkaBroker, port, text, (), JVM_FLAGS, cluster_id)
@@ -82,6 +84,15 @@ class KafkaCluster:
     @property
     def bootstrap_servers(self) -> str:
         return ",".join(f"127.0.0.1:{proxy.port}" for proxy in self._proxies)
+
+    @property
+    def direct_servers(self) -> str:
+        """Past the proxies, as the brokers reach each other."""
+        return ",".join(f"127.0.0.1:{port}" for port in self._internal_ports)
+
+    @property
+    def count(self) -> int:
+        return len(self._brokers)
 
     def pid(self, i: int) -> int:
         """0 while the broker is down."""
@@ -158,17 +169,18 @@ def _kill(broker: KafkaBroker) -> None:
     broker.stop()
 
 
-def _properties(ports: Sequence[int], proxy_ports: Sequence[int]) -> Iterator[str]:
+def _properties(ports: Sequence[int], proxy_ports: Sequence[int], internal_ports: Sequence[int]) -> Iterator[str]:
     """Of each broker."""
     controllers = [free_port() for _ in ports]
     voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(controllers))
-    for node, (port, proxy_port, controller) in enumerate(zip(ports, proxy_ports, controllers, strict=True)):
+    each = zip(ports, proxy_ports, internal_ports, controllers, strict=True)
+    for node, (port, proxy_port, internal_port, controller) in enumerate(each):
         yield PROPERTIES.format(
             node=node,
             voters=voters,
             port=port,
             proxy_port=proxy_port,
-            broker_port=free_port(),
+            broker_port=internal_port,
             controller_port=controller,
             replicas=min(3, len(ports)),
             in_sync=min(2, len(ports)),

@@ -23,28 +23,28 @@ UNREAD = 10
 
 @fault(4, "a broker is killed and comes back", Track.BROKERS, weight=5)
 async def broker_kill(rig: Rig) -> None:
-    number = rig.rng.randrange(len(rig.brokers.brokers))
-    await asyncio.to_thread(rig.brokers.kill, number)
+    number = rig.rng.randrange(rig.brokers.count)
+    await rig.brokers.kill(number)
     await asyncio.sleep(rig.rng.uniform(0, SESSION_SECONDS))
-    await asyncio.to_thread(rig.brokers.start, number)
+    await rig.brokers.start(number)
 
 
 @fault(4, "a broker is frozen", Track.BROKERS)
 async def broker_frozen(rig: Rig) -> None:
-    number = rig.rng.randrange(len(rig.brokers.brokers))
-    await asyncio.to_thread(rig.brokers.freeze, number)
+    number = rig.rng.randrange(rig.brokers.count)
+    rig.brokers.freeze(number)
     await asyncio.sleep(rig.rng.uniform(1, 2 * SESSION_SECONDS))
-    await asyncio.to_thread(rig.brokers.thaw, number)
+    rig.brokers.thaw(number)
 
 
 @fault(5, "all brokers are away for a while, and a replica is told to stop meanwhile", Track.BROKERS, weight=0.2)
 async def brokers_away(rig: Rig) -> None:
-    for number in range(len(rig.brokers.brokers)):
-        await asyncio.to_thread(rig.brokers.kill, number)
+    for number in range(rig.brokers.count):
+        await rig.brokers.kill(number)
     async with rig.deadline(AWAY_SECONDS + 10, "SIGTERM works while Kafka is away"):
         await rig.rng.choice(rig.replicas.members).end(signal.SIGTERM)
         await asyncio.sleep(AWAY_SECONDS)
-    await asyncio.to_thread(rig.brokers.start_all)
+    await asyncio.gather(*(rig.brokers.start(number) for number in range(rig.brokers.count)))
 
 
 @fault(23, "the dead-letter topic takes no writes, and every replica is killed meanwhile", Track.BROKERS)
@@ -97,7 +97,7 @@ async def _leave_unread(rig: Rig, partition: int) -> tuple[int, int]:
     ((stored,),) = await rig.fetch("SELECT next_offset FROM kafka_offset WHERE partition = $1", partition)
 
     async def is_behind() -> bool:
-        return (await rig.log_ends())[partition] > stored + UNREAD
+        return bool((await rig.log_ends())[partition] > stored + UNREAD)
 
     rig.expect(await within(READ_SECONDS, is_behind), "records are sent while nobody reads")
     return stored, (await rig.log_ends())[partition]

@@ -14,7 +14,7 @@ def to_postgres(rig: Rig) -> Sequence[Proxy]:
 
 def to_brokers(rig: Rig) -> Sequence[Proxy]:
     """One of them, or all."""
-    proxies = [rig.brokers.proxy(number) for number in range(len(rig.brokers.brokers))]
+    proxies = [rig.brokers.proxy(number) for number in range(rig.brokers.count)]
     return proxies if rig.rng.random() < 0.3 else [rig.rng.choice(proxies)]
 
 
