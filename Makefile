@@ -96,6 +96,7 @@ ci: lint ## what a push must pass; anything but real Apache Kafka fails
 	$(MAKE) demo
 	$(MAKE) simulate
 	$(MAKE) planted-bugs
+	$(MAKE) chaos-quick
 	$(MAKE) fuzz RECORDS=50000
 	$(MAKE) bench-quick
 	$(MAKE) test

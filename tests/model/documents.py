@@ -6,6 +6,7 @@ from pathlib import Path
 
 from consumer.commands import config
 from consumer.lifecycle.model import Policy
+from tests.chaos import documents as chaos
 from tests.model import explorer
 from tests.observability import grafana, runbooks
 
@@ -17,6 +18,7 @@ SECTIONS: dict[str, tuple[Path, Callable[[], str]]] = {
         DOCS / "lifecycle.md",
         lambda: explorer.markdown(explorer.survey(explorer.explored(Policy()))),
     ),
+    "faults": (DOCS / "reliability.md", chaos.markdown),
     "alerts": (DOCS / "operations.md", lambda: runbooks.table("runbooks/")),
     "runbooks": (DOCS / "runbooks" / "README.md", lambda: runbooks.table("")),
 }
