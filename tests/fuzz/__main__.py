@@ -7,22 +7,26 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 import structlog
 from rich.console import Console
 
+from consumer.errors import UnavailableError
 from consumer.lifecycle.model import Policy
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics, samples, total
 from consumer.offsets import Partition
+from consumer.outbox import OutboxRelay
 from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.records import DeadLetter, Record
 from consumer.service.service import ConversationService
-from consumer.settings import DatabaseSettings, WorkerSettings
+from consumer.settings import DatabaseSettings, OutboxSettings, WorkerSettings
 from consumer.worker import PartitionWorker
+from schemas import Transition
 from tests.checker.evidence import conversations
-from tests.checker.verdicts import Evidence, Ledger, Letter, Verdict, event_in, liveness, safety
+from tests.checker.verdicts import Evidence, Ledger, Letter, Published, Verdict, event_in, liveness, safety
 from tests.fuzz.records import Fuzzer, Made
 from tests.stack.database import new_database
 from tests.stack.services import Services, services
@@ -30,6 +34,10 @@ from tests.stack.services import Services, services
 console = Console(soft_wrap=True, highlight=False)
 PARTITIONS = 4
 ROUND = 50_000
+REFUSED = 0.1
+"""Share of the relay's turns that the topic refuses."""
+RELAY = OutboxSettings(batch=500, interval_seconds=0.05, outage_backoff_max_seconds=0.05)
+PUBLISHED_SECONDS = 60.0
 REACHING_APPLY = 0.3
 """Share of the records that must be events, or the fuzzer finds out little."""
 
@@ -79,6 +87,23 @@ class Letters:
         self.sent += [Letter(r.topic, r.partition, r.offset, r.key, r.value) for r in (one.record for one in letters)]
 
 
+class TransitionTopic:
+    """Takes what the relay publishes, as a service downstream reads it. Refuses some turns, in the middle of them too."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self.published: list[Published] = []
+
+    async def publish(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        fails, chance = self._rng.random() < REFUSED, self._rng.random()
+        for key, value in records[: round(chance * len(records)) if fails else None]:
+            event = Transition.model_validate_json(value)
+            assert event.subject.encode() == key
+            self.published.append(Published(event.subject, event.data.version, event.id))
+        if fails:
+            raise UnavailableError("the topic takes nothing now")
+
+
 @dataclass
 class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -115,21 +140,26 @@ async def play(found: Services, fuzzer: Fuzzer, count: int, tally: Tally) -> Non
     """One round on a database of its own, judged by the checker."""
     made = [[fuzzer.record() for _ in range(count // PARTITIONS)] for _ in range(PARTITIONS)]
     logs = [FuzzedLog(number, of_one) for number, of_one in enumerate(made)]
-    metrics, letters = Metrics(["events"]), Letters()
+    metrics, letters, topic = Metrics(["events"]), Letters(), TransitionTopic(Random(count))
     async with new_database(found.postgres, "fuzz") as url:
         await asyncio.to_thread(migrations.upgrade, url)
         async with PostgresStore.open(DatabaseSettings(url=url), metrics) as store:
             service = ConversationService(store, metrics=metrics)
-            async with asyncio.TaskGroup() as group:
-                for log in logs:
-                    worker = PartitionWorker(
-                        log, service, store, letters, settings=WorkerSettings(), metrics=metrics, health=Health()
-                    )
-                    group.create_task(worker.run())
+            relay = OutboxRelay(store, topic.publish, settings=RELAY, metrics=metrics, health=Health())
+            async with asyncio.TaskGroup() as relaying:
+                relaying.create_task(relay.run())
+                async with asyncio.TaskGroup() as group:
+                    for log in logs:
+                        worker = PartitionWorker(
+                            log, service, store, letters, settings=WorkerSettings(), metrics=metrics, health=Health()
+                        )
+                        group.create_task(worker.run())
+                await until_published(store)
+                relay.stop()
             offsets = {(p.topic, p.number): offset.next_offset for p, offset in await store.stored_offsets()}
         rows, histories = await conversations(url)
     records = [record for log in logs for record in log.records]
-    evidence = Evidence(rows, histories, records, letters.sent, offsets, [])
+    evidence = Evidence(rows, histories, records, letters.sent, offsets, [], topic.published)
     seen = samples(metrics.registry)
     for sample in seen:
         if sample.name == "conversation_events_total":
@@ -139,6 +169,12 @@ async def play(found: Services, fuzzer: Fuzzer, count: int, tally: Tally) -> Non
     tally.broken += broken(judged(evidence), made, letters)
     if total(seen, "conversation_events_total") != len(records):
         tally.broken.append(f"{len(records)} records, but {total(seen, 'conversation_events_total')} outcomes")
+
+
+async def until_published(store: PostgresStore) -> None:
+    async with asyncio.timeout(PUBLISHED_SECONDS):
+        while (await store.backlog()).rows:  # noqa: ASYNC110 - the relay empties it
+            await asyncio.sleep(0.05)
 
 
 def judged(evidence: Evidence) -> list[Verdict]:
