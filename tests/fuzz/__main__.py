@@ -88,7 +88,7 @@ class Letters:
 
 
 class TransitionTopic:
-    """Takes what the relay publishes, as a service downstream reads it. Refuses some turns, in the middle of them too."""
+    """Takes what the relay publishes, as a service downstream reads it. Refuses turns, in the middle of them too."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
