@@ -1,7 +1,8 @@
-"""Durations as people write them: `30d`, `48h`, `15m`, `90s`, or ISO 8601."""
+"""Durations and times as people write them: `30d`, `48h`, `15m`, `90s`, or ISO 8601."""
 
 import re
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -29,6 +30,18 @@ def duration(text: str) -> timedelta:
     except ValidationError:
         raise ConfigurationError(f"{text!r} is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601") from None
     return understood
+
+
+def point_in_time(text: str, now: datetime) -> datetime:
+    """A time in UTC, as which one without an offset counts, or how long before `now`. Raises `ConfigurationError`."""
+    with suppress(ValueError, OverflowError):
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    with suppress(ConfigurationError, OverflowError):
+        return now - duration(text)
+    raise ConfigurationError(
+        f"{text!r} is no time: write it as 2026-11-01, 2026-11-01T08:00Z, or how long ago, as 2h or 7d"
+    )
 
 
 def format_duration(duration: timedelta) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -15,7 +14,7 @@ import typer
 from consumer import settings as configuration
 from consumer.commands.output import AsJson, Yes, moment, out, print_json, print_table, printable
 from consumer.decoding import decode_all
-from consumer.durations import duration
+from consumer.durations import point_in_time
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka import dead_letters as kafka
 from consumer.kafka.admin import admin
@@ -26,13 +25,10 @@ from schemas import Reason
 
 
 def _time(text: str) -> datetime:
-    """A time, UTC unless it says otherwise, or how long ago."""
-    with suppress(ValueError):
-        at = datetime.fromisoformat(text)
-        return at if at.tzinfo else at.replace(tzinfo=UTC)
-    with suppress(ConfigurationError, OverflowError):
-        return datetime.now(UTC) - duration(text)
-    raise typer.BadParameter(f"{text!r} is no time: 2026-11-25, 2026-11-25T10:00:00Z, or how long ago, as 2h or 30d")
+    try:
+        return point_in_time(text, datetime.now(UTC))
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 CHUNK = 500

@@ -1,12 +1,12 @@
 """`--from` and `--to`: the period that a command is about."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, NamedTuple
 
 import typer
 
 from consumer.commands.output import moment
-from consumer.durations import duration
+from consumer.durations import point_in_time
 from consumer.errors import ConfigurationError
 
 DEFAULT = timedelta(days=7)
@@ -43,13 +43,6 @@ def period(since: str | None, until: str | None, now: datetime) -> Period:
 
 def _time(option: str, text: str, now: datetime) -> datetime:
     try:
-        at = datetime.fromisoformat(text)
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    try:
-        return now - duration(text)
-    except (ConfigurationError, OverflowError):
-        raise ConfigurationError(
-            f"{option}: {text!r} is no time: write it as 2026-11-01, 2026-11-01T08:00Z, or how long ago, as 7d"
-        ) from None
+        return point_in_time(text, now)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}: {error}") from None

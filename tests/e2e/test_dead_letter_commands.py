@@ -132,7 +132,7 @@ async def test_times_are_taken_as_they_are_printed_or_as_how_long_ago(letters: G
     ("arguments", "said"),
     [
         ("list --reason nope", "'nope' is not one of 'oversized'"),
-        ("list --since yesterday", "'yesterday' is no time: 2026-11-25"),
+        ("list --since yesterday", "'yesterday' is no time: write it as 2026-11-01"),
         ("list --until 999999999999d", "is no time"),
         ("list more", "unexpected extra argument"),
         ("show", "Missing argument 'PARTITION:OFFSET'"),
