@@ -39,7 +39,7 @@ def main(directory: str, uid: str, *command: str) -> int:
         if order is None and server:
             return server.wait()
         if server:
-            number, seconds = order.split() if order else (signal.SIGINT.name, GRACE_SECONDS)
+            number, seconds = (order or f"{signal.SIGINT.name} {GRACE_SECONDS}").split()
             _end(server, signal.Signals[number], float(seconds))
         if not order:
             shutil.rmtree(directory, ignore_errors=True)
