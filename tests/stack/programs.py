@@ -4,6 +4,7 @@ import shutil
 
 PACKAGES = {
     "chromium": "chromium",
+    "faketime": "faketime",
     "kcat": "kcat",
     "openssl": "openssl",
     "pgbouncer": "pgbouncer",
