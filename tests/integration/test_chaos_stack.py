@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncpg
@@ -218,6 +218,22 @@ class TestPostgresPair:
 
         await ask(pair, MANY_ROWS)
         assert await ask(pair, "SELECT count(*) FROM kept") == [100_000]
+
+    @needs_disk
+    async def test_a_primary_that_the_full_disk_has_ended_is_started_again_with_its_rows(
+        self, pair: PostgresPair
+    ) -> None:
+        await ask(pair, "INSERT INTO kept VALUES (1)")
+        pair.fill_disk()
+        async with asyncio.timeout(20):
+            while pair.primary.is_up:  # no WAL can be written: it ends, and its recovery fails
+                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                    await ask(pair, "INSERT INTO kept SELECT 2 WHERE pg_switch_wal() IS NULL")
+
+        await pair.free_disk()
+
+        assert await ask(pair, "SELECT n FROM kept") == [1]
+        await pair.catch_up()
 
     async def test_without_root_a_disk_cannot_be_filled_and_the_error_says_so(
         self, monkeypatch: pytest.MonkeyPatch
