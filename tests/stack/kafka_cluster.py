@@ -2,18 +2,20 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from tests.stack.kafka_broker import KafkaBroker, new_cluster_id
 from tests.stack.process import DevstackError, free_port
 from tests.stack.proxy import Proxy
 
 JVM_FLAGS = ["-Xmx256m", "-Xss512k", "-XX:ReservedCodeCacheSize=64m"]
+ANSWER_MILLISECONDS = 1000
 PROPERTIES = """
 node.id={node}
 controller.quorum.voters={voters}
@@ -56,6 +58,7 @@ class KafkaCluster:
         self._brokers: list[KafkaBroker] = []
         self._proxies = proxies
         self._internal_ports = internal_ports
+        self._frozen: set[int] = set()
 
     @classmethod
     @asynccontextmanager
@@ -114,50 +117,52 @@ class KafkaCluster:
     async def kill(self, i: int, with_signal: signal.Signals = signal.SIGKILL) -> None:
         """The broker is away until `start`. Its data stay."""
         await asyncio.to_thread(self._brokers[i].end, with_signal)
+        self._frozen.discard(i)
 
     async def start(self, i: int) -> None:
         """Waits until the broker answers, which takes most of the brokers: after a total outage start them together."""
         await asyncio.to_thread(self._brokers[i].start_again)
 
     def freeze(self, i: int) -> None:
+        self._frozen.add(i)
         self._brokers[i].freeze()
 
     def thaw(self, i: int) -> None:
         self._brokers[i].thaw()
+        self._frozen.discard(i)
 
     async def leader(self, topic: str, partition: int = 0) -> int:
-        """Which broker leads the partition; -1 while none does."""
-        return int((await self._partition(topic, partition))["leader"])
+        """Which broker leads the partition; -1 while none does. Of `__consumer_offsets`: the coordinator of groups."""
+        return int((await self._partition(topic, partition)).get("leader", -1))
 
     async def in_sync(self, topic: str, partition: int = 0) -> set[int]:
-        """The brokers whose replicas are in sync."""
-        return set((await self._partition(topic, partition))["isr"])
+        """The brokers whose replicas are in sync; empty while there is no such partition."""
+        return set((await self._partition(topic, partition)).get("isr", ()))
 
     async def complete(self, timeout_seconds: float = 60) -> None:
         """Waits until every broker takes part. Raises `DevstackError` where that takes too long."""
-
-        async def all_there() -> bool:
-            with suppress(KafkaError):
-                return len((await self._ask(AIOKafkaAdminClient.describe_cluster))["brokers"]) == len(self._brokers)
-            return False
-
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        while not await all_there():
+        while len((await self._metadata())["brokers"]) < len(self._brokers):
             if asyncio.get_running_loop().time() > deadline:
                 raise DevstackError(f"not every broker took part within {timeout_seconds:.0f} s")
             await asyncio.sleep(0.1)
 
     async def _partition(self, topic: str, partition: int) -> dict[str, Any]:
-        (described,) = await self._ask(lambda client: client.describe_topics([topic]))
-        return next(each for each in described["partitions"] if each["partition"] == partition)
+        (described,) = (await self._metadata(topic))["topics"] or ({"partitions": []},)
+        return next((each for each in described["partitions"] if each["partition"] == partition), {})
 
-    async def _ask(self, question: Callable[[AIOKafkaAdminClient], Awaitable[Any]]) -> Any:
-        client = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers, request_timeout_ms=5000)
-        try:
-            await client.start()
-            return await question(client)
-        finally:
-            await client.close()
+    async def _metadata(self, *topics: str) -> dict[str, Any]:
+        """As the first broker that answers sees it; without its proxy, which may be ill."""
+        for i, broker in enumerate(self._brokers):
+            if broker.pid and i not in self._frozen:
+                with suppress(OSError, TimeoutError, KafkaError):
+                    connection = await create_conn("127.0.0.1", broker.port, request_timeout_ms=ANSWER_MILLISECONDS)
+                    try:
+                        answer: dict[str, Any] = (await connection.send(MetadataRequest(list(topics)))).to_object()
+                        return answer
+                    finally:
+                        connection.close()
+        return {"brokers": [], "topics": []}
 
     async def _stop(self) -> None:
         # Killed: their data go anyway, and one that is told to end would look for others to hand its partitions to.

@@ -65,4 +65,4 @@ class ClientMessages:
 
 
 def _is_commit(query: bytearray) -> bool:
-    return query.rstrip(b"\0").rstrip(b"; \n").lstrip().upper() in (b"COMMIT", b"END", b"COMMIT TRANSACTION")
+    return bytes(query).rstrip(b"\0").rstrip(b"; \n").lstrip().upper() in (b"COMMIT", b"END", b"COMMIT TRANSACTION")

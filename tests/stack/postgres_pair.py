@@ -2,84 +2,23 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from functools import partial
 
-import asyncpg
-
-from tests.stack.postgres_server import USER, PostgresServer
+from tests.stack.postgres_server import USER
 from tests.stack.process import DevstackError
 from tests.stack.proxy import Proxy
+from tests.stack.replicated_server import ReplicatedServer
 from tests.stack.small_disk import SmallDisk
 
 DISK_BYTES = 2 << 30
 LONGEST_COMMIT_DELAY_SECONDS = 0.1
 """PostgreSQL allows no more."""
+NewServer = Callable[[int | None], ReplicatedServer]
+"""Makes a primary, or the standby of the server behind a port."""
 BEHIND = "SELECT pg_wal_lsn_diff('{}', pg_last_wal_receive_lsn())::bigint"
 CAUGHT_UP = "SELECT coalesce(bool_or(state = 'streaming' AND replay_lsn >= '{}'), false) FROM pg_stat_replication"
-
-
-class ReplicatedServer(PostgresServer):
-    """A primary, or the standby of the one behind `source`, on a disk of its own where one can be had."""
-
-    def __init__(self, disk: SmallDisk | None, source_port: int | None = None) -> None:
-        self.disk = disk
-        self._source_port = source_port
-        super().__init__(disk)
-
-    @property
-    def is_up(self) -> bool:
-        return self._server.is_up
-
-    def end(self, with_signal: signal.Signals) -> None:
-        """The data stay."""
-        self._server.end(with_signal, grace_seconds=30)
-
-    def start_again(self) -> None:
-        self._server.start_again(self._accepts)
-
-    def freeze(self) -> None:
-        self._server.freeze()
-
-    def thaw(self) -> None:
-        self._server.thaw()
-
-    def promote(self) -> None:
-        """Makes the standby a primary and waits until it takes writes."""
-        self._server.run([str(self._bin / "pg_ctl"), "promote", "-w", "-D", str(self._data)])
-
-    def stop(self) -> None:
-        super().stop()
-        if self.disk:
-            self.disk.stop()
-
-    async def ask(self, sql: str) -> Any:
-        """The first value of the answer, straight from this server."""
-        connection = await asyncpg.connect(self.dsn, timeout=10)
-        try:
-            return await connection.fetchval(sql, timeout=10)
-        finally:
-            await connection.close()
-
-    def _fill_data_directory(self) -> None:
-        if self._source_port is None:
-            return super()._fill_data_directory()
-        source = f"host=127.0.0.1 port={self._source_port} user={USER}"
-        copy = [str(self._bin / "pg_basebackup"), "-d", source, "-D", str(self._data)]
-        return self._server.run([*copy, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"], timeout_seconds=300)
-
-    def _options(self) -> dict[str, object]:
-        return {
-            **super()._options(),
-            "shared_buffers": "128MB",
-            "wal_level": "replica",
-            "hot_standby": "on",
-            "max_wal_size": "512MB",
-            # For as long as a standby is held back; a slot would keep it without limit, on a small disk.
-            "wal_keep_size": "512MB",
-            "wal_retrieve_retry_interval": "200ms",
-        }
 
 
 class PostgresPair:
@@ -88,23 +27,27 @@ class PostgresPair:
     Operations that start or end servers take seconds and leave the event loop free. One at a time.
     """
 
-    def __init__(self, proxy: Proxy, replication: Proxy, primary: ReplicatedServer, disk_bytes: int) -> None:
+    def __init__(self, proxy: Proxy, replication: Proxy, primary: ReplicatedServer, new_server: NewServer) -> None:
         self.proxy = proxy
         self.primary = primary
         self.standby: ReplicatedServer | None = None
         self._replication = replication
-        self._disk_bytes = disk_bytes
+        self._new_server = new_server
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, disk_bytes: int = DISK_BYTES) -> AsyncIterator["PostgresPair"]:
-        """Both servers streaming, each on a disk of this size where we may mount one."""
+    async def open(cls, disk_bytes: int = DISK_BYTES, *, movable_clock: bool = False) -> AsyncIterator["PostgresPair"]:
+        """Both servers streaming, each on a disk of this size where we may mount one.
+
+        `set_clock` needs a movable clock. Raises `DevstackError` where Debian's faketime is missing.
+        """
+        new_server = partial(_new_server, disk_bytes, movable_clock)
         async with AsyncExitStack() as stack:
-            primary = await asyncio.to_thread(_new_server, disk_bytes)
+            primary = await asyncio.to_thread(new_server, None)
             address = ("127.0.0.1", primary.port)
             proxy = await stack.enter_async_context(Proxy.open(*address, is_postgres=True))
             replication = await stack.enter_async_context(Proxy.open(*address))
-            pair = cls(proxy, replication, primary, disk_bytes)
+            pair = cls(proxy, replication, primary, new_server)
             try:
                 await pair.rebuild()
                 yield pair
@@ -143,7 +86,8 @@ class PostgresPair:
         """Promotes the standby, sends clients to it and drops the old primary. At least so many bytes of WAL were lost.
 
         To lose commits, the standby is held back for `seconds` before the primary is killed, unless it already was.
-        Else the primary shuts down in order, and nothing is lost. Needs a standby: see `rebuild`.
+        Else the primary shuts down in order, and nothing is lost. Clients are sent to the standby just before it is
+        promoted, so they may find it read-only for a moment. Needs a standby: see `rebuild`.
         """
         assert self.standby is not None
         if lose_commits:
@@ -169,7 +113,7 @@ class PostgresPair:
         """Makes a new standby from the primary, in place of an old one, and waits until it has caught up."""
         if self.standby is not None:
             await asyncio.to_thread(self.standby.stop)
-        self.standby = await asyncio.to_thread(_new_server, self._disk_bytes, self._replication.port)
+        self.standby = await asyncio.to_thread(self._new_server, self._replication.port)
         await self.catch_up()
 
     async def slow_fsync(self, seconds: float) -> None:
@@ -183,6 +127,10 @@ class PostgresPair:
     async def heal_fsync(self) -> None:
         await self.primary.ask("ALTER SYSTEM RESET commit_delay")
         await self.primary.ask("SELECT pg_reload_conf()")
+
+    def set_clock(self, offset_seconds: int) -> None:
+        """From within a second on the primary's clock is so much ahead of ours, or behind. A failover ends that."""
+        self.primary.set_clock(offset_seconds)
 
     def fill_disk(self) -> None:
         """The primary cannot write one more page. Raises `DevstackError` where it has no disk of its own."""
@@ -208,10 +156,10 @@ class PostgresPair:
             await asyncio.sleep(0.05)
 
 
-def _new_server(disk_bytes: int, source_port: int | None = None) -> ReplicatedServer:
+def _new_server(disk_bytes: int, movable_clock: bool, source_port: int | None) -> ReplicatedServer:
     disk = None if SmallDisk.missing() else SmallDisk(disk_bytes)
     try:
-        return ReplicatedServer(disk, source_port)
+        return ReplicatedServer(disk, source_port, movable_clock=movable_clock)
     except BaseException:
         if disk:
             disk.stop()

@@ -61,19 +61,24 @@ def unprivileged_uid() -> int:
     return NOBODY if os.getuid() == 0 else os.getuid()
 
 
+def enter(pid: int) -> list[str]:
+    """What a command begins with that has the mounts and the shared memory of another process."""
+    return ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--ipc=/proc/{pid}/ns/ipc"]
+
+
 class Server:
     """One server. Its data live in a directory under the temporary one and go with it.
 
-    `mounts_of` is a process whose mounts the server sees instead of ours.
+    `namespaces_of` is a process whose mounts and shared memory the server has instead of ours.
     """
 
-    def __init__(self, name: str, uid: int | None = None, mounts_of: int | None = None) -> None:
+    def __init__(self, name: str, uid: int | None = None, namespaces_of: int | None = None) -> None:
         self.name = name
         self.uid = os.getuid() if uid is None else uid
         self.directory = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         os.chown(self.directory, self.uid, self.uid if self.uid == NOBODY else -1)
         self.pid = 0
-        self._enter = ["nsenter", f"--mount=/proc/{mounts_of}/ns/mnt"] if mounts_of else []
+        self._enter = enter(namespaces_of) if namespaces_of else []
         self._command: Sequence[str] = ()
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -1,6 +1,7 @@
 """A file system of its own that can be full: a tmpfs in a private mount namespace.
 
-The namespace, and with it the mount, lives as long as a process in it: nothing is left mounted, however we end.
+The namespace, and with it the mount, lives as long as a process in it: nothing is left mounted, however we end. Shared
+memory is private too: a server that was killed leaves its own behind, and this goes with the namespace.
 """
 
 import os
@@ -8,9 +9,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.stack.process import NOBODY, DevstackError, Server
+from tests.stack.process import NOBODY, DevstackError, Server, enter
 
-HOLD = 'mount -t tmpfs -o "size=$1,mode=0700,uid=$2,gid=$2" small-disk "$3" && exec sleep infinity'
+HOLD = """
+mount -t tmpfs -o mode=1777 shared-memory /dev/shm &&
+mount -t tmpfs -o "size=$1,mode=0700,uid=$2,gid=$2" small-disk "$3" &&
+exec sleep infinity
+"""
 
 
 class SmallDisk:
@@ -24,7 +29,7 @@ class SmallDisk:
         self.path = self._server.directory / "disk"
         self.path.mkdir()
         self._server.directory.chmod(0o711)
-        hold = ["unshare", "--mount", "sh", "-c", HOLD, "hold", str(size_bytes), str(NOBODY), str(self.path)]
+        hold = ["unshare", "--mount", "--ipc", "sh", "-c", HOLD, "hold", str(size_bytes), str(NOBODY), str(self.path)]
         self._server.start(hold, self._is_mounted)
 
     @staticmethod
@@ -34,7 +39,7 @@ class SmallDisk:
             return "a disk that can be full is a tmpfs: mounting it needs root"
         if lacking := [name for name in ("unshare", "nsenter", "mount") if not shutil.which(name)]:
             return f"a disk that can be full needs {lacking[0]}: apt-get install util-linux mount"
-        allowed = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True, text=True)
+        allowed = subprocess.run(["unshare", "--mount", "--ipc", "true"], check=False, capture_output=True, text=True)
         return f"a disk that can be full needs CAP_SYS_ADMIN: {allowed.stderr.strip()}" if allowed.returncode else None
 
     @property
@@ -54,7 +59,7 @@ class SmallDisk:
 
     def _resize(self, size_bytes: int) -> None:
         options = f"remount,size={size_bytes}"
-        self._server.run([*self._enter(), "mount", "-o", options, str(self.path)])
+        self._server.run([*enter(self.pid), "mount", "-o", options, str(self.path)])
 
     def _used_bytes(self) -> int:
         seen = os.statvfs(f"/proc/{self.pid}/root{self.path}")
@@ -63,6 +68,3 @@ class SmallDisk:
     def _is_mounted(self) -> bool:
         mounts = Path(f"/proc/{self.pid}/mountinfo")
         return mounts.exists() and f" {self.path} " in mounts.read_text()
-
-    def _enter(self) -> list[str]:
-        return ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt"]

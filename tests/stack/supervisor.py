@@ -39,8 +39,8 @@ def main(directory: str, uid: str, *command: str) -> int:
         if order is None and server:
             return server.wait()
         if server:
-            number, seconds = order.split() if order else (signal.SIGINT.name, GRACE_SECONDS)
-            _end(server, signal.Signals[number], float(seconds))
+            name, seconds = (order or f"{signal.SIGINT.name} {GRACE_SECONDS}").split()
+            _end(server, signal.Signals[name], float(seconds))
         if not order:
             shutil.rmtree(directory, ignore_errors=True)
             return 0
