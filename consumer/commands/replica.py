@@ -5,12 +5,14 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 
-from consumer.errors import ConfigurationError
+from consumer.errors import ConfigurationError, ContentionError, UnavailableError
 from consumer.kafka.admin import check_topics, transition_limit
 from consumer.kafka.bulk import BulkProducer
 from consumer.kafka.partition import AssignedPartition
@@ -24,7 +26,7 @@ from consumer.outbox import OutboxRelay
 from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService, RetryPolicy
-from consumer.settings import Settings
+from consumer.settings import DatabaseSettings, Settings
 from consumer.ticker import Ticker
 from consumer.worker import PartitionWorker
 
@@ -58,15 +60,14 @@ async def consume(settings: Settings, store_class: type[PostgresStore] = Postgre
             ).run()
 
         source = KafkaSource(settings.kafka, settings.worker, metrics, health, run_worker)
-        async with serve(settings.http, metrics, health, store.answers) as ports:
+        async with (
+            serve(settings.http, metrics, health, store.answers) as ports,
+            beside(watch_event_loop(metrics), end_silent_sessions(store, settings.database)),
+        ):
             stop_on_signals(source.stop)
-            watch = asyncio.create_task(watch_event_loop(metrics))
             log.info("started", **ports._asdict(), topics=settings.kafka.topics, group=settings.kafka.group_id)
             collect_garbage_seldom()
-            try:
-                await source.run()
-            finally:
-                watch.cancel()
+            await source.run()
     log.info("stopped")
 
 
@@ -94,7 +95,10 @@ async def tick(settings: Settings) -> None:
 
         ticking = Ticker(store, emit, settings.ticker, metrics, health)
         metrics.ready.set_function(lambda: not health.not_ready())
-        async with serve(settings.http, metrics, health, store.answers) as ports:
+        async with (
+            serve(settings.http, metrics, health, store.answers) as ports,
+            beside(end_silent_sessions(store, settings.database)),
+        ):
             stop_on_signals(ticking.stop)
             log.info("ticking", **ports._asdict(), topic=topic)
             await ticking.run()
@@ -114,7 +118,10 @@ async def relay(settings: Settings) -> None:
         await check_schema(store)
         relaying = OutboxRelay(store, producer.publish, settings=settings.outbox, metrics=metrics, health=health)
         metrics.ready.set_function(lambda: not health.not_ready())
-        async with serve(settings.http, metrics, health, store.answers) as ports:
+        async with (
+            serve(settings.http, metrics, health, store.answers) as ports,
+            beside(end_silent_sessions(store, settings.database)),
+        ):
             stop_on_signals(relaying.stop)
             log.info("relaying", **ports._asdict(), topic=topic)
             await relaying.run()
@@ -149,6 +156,26 @@ def collect_garbage_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 100)
+
+
+@asynccontextmanager
+async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does this work for as long as the block lasts."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def end_silent_sessions(store: PostgresStore, settings: DatabaseSettings) -> None:
+    """Frees what a replica or a relay held that froze, or lost its network, within a statement."""
+    while True:
+        await asyncio.sleep(settings.statement_timeout_seconds / 2)
+        with suppress(UnavailableError, ContentionError):
+            if ended := await store.end_silent_sessions(settings.statement_timeout_seconds):
+                log.warning("sessions of silent clients ended", count=ended)
 
 
 async def watch_event_loop(metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""Who holds the row of a conversation."""
+"""Who holds the row of a conversation, and sessions that would hold what they have without limit."""
 
 import asyncio
 
@@ -27,6 +27,15 @@ _HOLDER = """
     FROM waiting AS w CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS holder
     JOIN pg_stat_activity AS a ON a.pid = holder
     WHERE NOT w.behind_others ORDER BY a.xact_start LIMIT 1"""
+
+# Between the messages of one statement, as before the rows of a COPY, a session counts as active, and no timeout of the
+# server's ends it: it ignores the cancellation while it waits for its client. A client that is frozen, or beyond a silent
+# network, keeps its locks. No statement that goes on is as old as a statement may become.
+END_SILENT = """
+    SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND application_name = $1
+        AND state = 'active' AND wait_event = 'ClientRead' AND pid <> pg_backend_pid()
+        AND state_change < clock_timestamp() - $2::float8 * interval '1 s'"""
 
 
 async def find_holder(

@@ -27,10 +27,10 @@ from consumer.postgres.attempt import (
     partition_key,
     session_from_row,
 )
-from consumer.postgres.client import set_for_transaction
+from consumer.postgres.client import APPLICATION, set_for_transaction
 from consumer.postgres.histories import HistoryPage, history_pages
 from consumer.postgres.history import HISTORY, about_how_many, history_row, ids_after, read_stored
-from consumer.postgres.locks import find_holder
+from consumer.postgres.locks import END_SILENT, find_holder
 from consumer.postgres.outbox import PostgresOutboxBatch, backlog, outbox_contention_is_outage, take_turn
 from consumer.postgres.pool import Pool, create_engine
 from consumer.postgres.repair import count_rows, delete_rows, write_repaired
@@ -232,6 +232,14 @@ class PostgresStore:
             ):
                 return await find_holder(waiting, watching, conversation_id)
         return None
+
+    async def end_silent_sessions(self, seconds: float) -> int:
+        """Ends sessions of ours, of any process, whose client has been silent within a statement for so long; how many.
+
+        `seconds` is longer than a statement may take. Raises `UnavailableError`.
+        """
+        async with self._connection("load") as connection:
+            return int(await connection.fetchval(END_SILENT, APPLICATION, seconds))
 
     @asynccontextmanager
     async def turn(self, limit: int, seconds: float) -> AsyncIterator[PostgresOutboxBatch | None]:

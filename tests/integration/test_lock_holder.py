@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from consumer.errors import ConcurrencyError
+from consumer.postgres.client import APPLICATION
 from consumer.postgres.store import PostgresStore
 from consumer.service.ports import LockHolder
 from consumer.service.service import ConversationService, RetryPolicy
@@ -20,6 +21,7 @@ from tests.stack.roles import as_owner
 
 NOW = datetime.now(UTC)
 LOCK = "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE"
+WAITS = "SELECT state = 'active' AND wait_event = 'ClientRead' FROM pg_stat_activity WHERE pid = $1"
 INSERT = """INSERT INTO conversation (conversation_id, version, session, status, opened_at, last_activity_at,
     user_messages, agent_messages, expires_at) VALUES ('c-1', 1, 1, 'pending', now(), now(), 0, 0, now())"""
 
@@ -132,3 +134,49 @@ async def nothing_is_left(store: PostgresStore) -> AsyncIterator[None]:
     yield
     assert store._pool.in_use == 0
     assert await store.answers()
+
+
+class TestSilentClient:
+    """A client that falls silent within a statement: no timeout of the server's ends its session."""
+
+    async def test_its_session_is_ended_once_no_statement_could_take_so_long(
+        self, store: PostgresStore, database: str
+    ) -> None:
+        async with silent_within_a_copy(database, APPLICATION) as connection:
+            assert await store.end_silent_sessions(60) == 0
+
+            assert await store.end_silent_sessions(0) == 1
+
+            async with asyncio.timeout(5):
+                while not connection.is_closed():  # noqa: ASYNC110 - the server closes it
+                    await asyncio.sleep(0.01)
+
+    async def test_another_program_is_left_alone(self, store: PostgresStore, database: str) -> None:
+        async with silent_within_a_copy(database, "back-office") as connection:
+            assert await store.end_silent_sessions(0) == 0
+
+            assert not connection.is_closed()
+
+
+@asynccontextmanager
+async def silent_within_a_copy(url: str, application: str) -> AsyncIterator[asyncpg.Connection]:
+    """A session that waits for the rows of a COPY, as the server sees it too."""
+    connection = await asyncpg.connect(url, server_settings={"application_name": application})
+    watching = await asyncpg.connect(url)
+    silence = asyncio.Event()
+
+    async def rows() -> AsyncIterator[tuple[str]]:
+        await silence.wait()
+        yield ("never",)
+
+    copying = asyncio.create_task(connection.copy_records_to_table("conversation", records=rows(), columns=["status"]))
+    try:
+        async with asyncio.timeout(5):
+            while not await watching.fetchval(WAITS, connection.get_server_pid()):  # noqa: ASYNC110 - the server says
+                await asyncio.sleep(0.01)
+        yield connection
+    finally:
+        connection.terminate()
+        copying.cancel()
+        await asyncio.gather(copying, return_exceptions=True)
+        await watching.close()
