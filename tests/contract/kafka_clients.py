@@ -82,12 +82,12 @@ AnySubject = TypeVar("AnySubject", bound=Subject)
 
 class InMemory:
     def __init__(self) -> None:
-        self._cluster = MemoryCluster()
+        self.cluster = MemoryCluster()
         self.topic = "events"
-        self._cluster.create(self.topic, 2, LIMIT)
+        self.cluster.create(self.topic, 2, LIMIT)
         self.rebalances = Rebalances()
-        self.consumer: Any = MemoryConsumer(self._cluster, group_id="group", request_timeout_ms=500)
-        self.producer: Any = MemoryProducer(self._cluster, max_request_size=2 * LIMIT, request_timeout_ms=500)
+        self.consumer: Any = MemoryConsumer(self.cluster, group_id="group", request_timeout_ms=500)
+        self.producer: Any = MemoryProducer(self.cluster, max_request_size=2 * LIMIT, request_timeout_ms=500)
         down = MemoryCluster()
         down.fail()
         self.unreachable: Any = MemoryProducer(down)
@@ -103,17 +103,17 @@ class InMemory:
 
     async def publish_unreadable(self, partition: int) -> None:
         error = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-        self._cluster.append_unreadable(TopicPartition(self.topic, partition), error)
+        self.cluster.append_unreadable(TopicPartition(self.topic, partition), error)
 
     async def publish_aborted(self, partition: int) -> None:
         for _ in range(2):
-            self._cluster.append_marker(TopicPartition(self.topic, partition))
+            self.cluster.append_marker(TopicPartition(self.topic, partition))
 
     async def delete_before(self, partition: int, offset: int) -> None:
-        self._cluster.delete_before(TopicPartition(self.topic, partition), offset)
+        self.cluster.delete_before(TopicPartition(self.topic, partition), offset)
 
     async def committed(self, partition: int) -> int | None:
-        return self._cluster.committed.get(("group", TopicPartition(self.topic, partition)))
+        return self.cluster.committed.get(("group", TopicPartition(self.topic, partition)))
 
 
 class Real:
@@ -141,6 +141,7 @@ class Real:
             isolation_level="read_committed",
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             heartbeat_interval_ms=100,
+            request_timeout_ms=500,
         )
 
     async def join(self) -> None:
