@@ -64,6 +64,7 @@ class MemoryConsumer:
     """
 
     def __init__(self, cluster: MemoryCluster, **arguments: Any) -> None:
+        self.arguments = arguments
         self.listener_errors: list[Exception] = []
         cluster.consumers.append(self)
         self._cluster = cluster

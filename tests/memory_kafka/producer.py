@@ -34,6 +34,7 @@ class MemoryProducer:
     """`AIOKafkaProducer` as `KafkaProducer` uses it: idempotent, so it retries without limit and keeps the order."""
 
     def __init__(self, cluster: MemoryCluster, **arguments: Any) -> None:
+        self.arguments = arguments
         self._cluster = cluster
         self._max_bytes = arguments.get("max_request_size", 2**20)
         self._request_seconds = arguments.get("request_timeout_ms", 40_000) / 1000
