@@ -60,6 +60,10 @@ class MemoryProducer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sending
 
+    @property
+    def is_stopped(self) -> bool:
+        return self._closed
+
     async def partitions_for(self, topic: str) -> set[int]:
         if (partitions := self._cluster.partitions(topic)) is None:
             await asyncio.sleep(self._request_seconds)
