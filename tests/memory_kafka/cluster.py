@@ -81,7 +81,13 @@ class MemoryCluster:
         return "cluster"
 
     def create(self, topic: str, partitions: int = 1, max_bytes: int = 2**20) -> None:
-        self._topics[topic] = [MemoryPartition(TopicPartition(topic, n), max_bytes) for n in range(partitions)]
+        self._topics[topic] = []
+        for _ in range(partitions):
+            self.add_partition(topic, max_bytes)
+
+    def add_partition(self, topic: str, max_bytes: int = 2**20) -> None:
+        logs = self._topics[topic]
+        logs.append(MemoryPartition(TopicPartition(topic, len(logs)), max_bytes))
 
     def partitions(self, topic: str) -> set[int] | None:
         return set(range(len(self._topics[topic]))) if topic in self._topics else None

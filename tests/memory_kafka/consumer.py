@@ -73,6 +73,7 @@ class MemoryConsumer:
         self._listener: ConsumerRebalanceListener = None
         self._places: dict[TopicPartition, _Place] = {}
         self._joined = asyncio.Event()
+        self._started = asyncio.Event()
         self._fetched: dict[TopicPartition, _Fetched | Exception] = {}
         self._waiters: set[asyncio.Future[None]] = set()
         self._wanted = asyncio.Event()
@@ -88,7 +89,7 @@ class MemoryConsumer:
             raise KafkaConnectionError("Unable to bootstrap")
         await self._cluster.answer("start")
         self._fetching = asyncio.create_task(self._fetch_forever())
-        await self._joined.wait()
+        await self._started.wait()
 
     async def stop(self) -> None:
         self.crash()
@@ -102,6 +103,15 @@ class MemoryConsumer:
             self._fetching.cancel()
         self._wake_waiters()
 
+    @property
+    def is_stopped(self) -> bool:
+        return self._closed
+
+    def stop_fetching(self) -> None:
+        """As aiokafka does at times after a restart of the broker: silently."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+
     async def revoke(self) -> None:
         """A rebalance begins: the listener gives everything up, and until `assign` nothing is returned."""
         self._joined.clear()
@@ -114,6 +124,7 @@ class MemoryConsumer:
         self._places = {tp: _Place() for tp in tps}
         self._fetched.clear()
         self._joined.set()
+        self._started.set()
         self.wake()
         await self._tell("on_partitions_assigned")
 
