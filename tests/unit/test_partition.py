@@ -427,6 +427,20 @@ async def test_the_buffer_has_room_below_its_bytes_of_keys_and_values() -> None:
     assert subject.partition.wants_records
 
 
+async def test_only_what_is_taken_makes_room() -> None:
+    subject = await assigned(max_buffered_bytes=10)
+    subject.publish(b"1", b"12345678", b"123")
+    subject.partition.seek(0)
+    await subject.poll()
+
+    await subject.taken(limit=1)
+    full = not subject.partition.wants_records
+    await subject.taken(limit=1)
+
+    assert full
+    assert subject.partition.wants_records
+
+
 async def test_what_is_applied_may_be_committed(subject: Subject) -> None:
     subject.publish(b"0", b"1")
     subject.partition.seek(0)

@@ -1,6 +1,7 @@
 """The poll loop over a client in memory: every record reaches its worker, and nothing is committed too early."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,9 +23,10 @@ from consumer.errors import PartitionStoppedError, StalledError, UnavailableErro
 from consumer.kafka.client import STOP_SECONDS
 from consumer.kafka.partition import STALL_SECONDS, AssignedPartition
 from consumer.kafka.placement import home_of
-from consumer.kafka.source import LAG_SECONDS, KafkaSource
+from consumer.kafka.source import LAG_SECONDS, POLL_SECONDS, KafkaSource
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics, Part
+from consumer.offsets import Partition
 from consumer.settings import KafkaSettings, WorkerSettings
 from tests.memory_kafka.cluster import MemoryCluster
 from tests.memory_kafka.consumer import MemoryConsumer
@@ -37,10 +39,13 @@ PLACES = [TopicPartition("events", number) for number in range(3)]
 UNREADABLE = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
 
+Worker = Callable[["Group", AssignedPartition], Awaitable[None]]
+
+
 class Group:
     """A source in a group that a test controls, with workers that apply what they get at once."""
 
-    def __init__(self, worker: Callable[["Group", AssignedPartition], Awaitable[None]]) -> None:
+    def __init__(self, worker: Worker, client: type[MemoryConsumer]) -> None:
         self.cluster = MemoryCluster()
         self.cluster.create("events", len(PLACES))
         self.health = Health()
@@ -54,7 +59,7 @@ class Group:
             self.metrics,
             self.health,
             partial(worker, self),
-            client=partial(MemoryConsumer, self.cluster),
+            client=partial(client, self.cluster),
             cluster_id=self.cluster.id,
         )
         self.running = asyncio.create_task(self.source.run())
@@ -98,10 +103,10 @@ async def apply_all(group: Group, partition: AssignedPartition) -> None:
 
 @asynccontextmanager
 async def grouped(
-    *tps: TopicPartition, worker: Callable[[Group, AssignedPartition], Awaitable[None]] = apply_all
+    *tps: TopicPartition, worker: Worker = apply_all, client: type[MemoryConsumer] = MemoryConsumer
 ) -> AsyncIterator[Group]:
     """A source with these partitions, which is stopped at the end."""
-    group = Group(worker)
+    group = Group(worker, client)
     await group.assign(*tps)
     try:
         yield group
@@ -161,6 +166,17 @@ async def test_a_record_that_cannot_be_read_stops_its_partition_and_no_other_one
     offset = len(group.values[place])
     assert group.stopped == {place: f"a record from offset {offset} on cannot be read: {type(error).__name__}"}
     assert group.committed(place) == offset
+
+
+async def test_a_record_that_cannot_be_read_stops_one_of_two_partitions() -> None:
+    async with grouped() as group:
+        group.cluster.append_unreadable(PLACES[1], UNREADABLE)
+        group.publish(PLACES[0], b"a")
+        await group.assign(PLACES[0], PLACES[1])
+        await asyncio.sleep(5)
+
+    assert group.values == {PLACES[0]: [b"a"]}
+    assert group.stopped.keys() == {PLACES[1]}
 
 
 async def test_a_stopped_partition_goes_on_where_a_seek_leads() -> None:
@@ -241,6 +257,62 @@ async def test_what_is_fetched_of_a_partition_given_up_meanwhile_is_forgotten() 
 
         assert not group.running.done()
     assert group.values == {}
+
+
+async def test_a_record_that_cannot_be_read_is_nobodys_once_its_partition_is_given_up() -> None:
+    async with grouped(PLACES[0]) as group:
+        await asyncio.sleep(1)
+        group.cluster.append_unreadable(PLACES[0], UNREADABLE)
+        await asyncio.sleep(0)
+        group.source._assigned.clear()
+
+        await asyncio.sleep(1)
+
+        assert not group.running.done()
+    assert group.stopped == {}
+
+
+async def test_a_partition_that_starts_is_fetched_soon() -> None:
+    async def start_late(group: Group, partition: AssignedPartition) -> None:
+        await asyncio.sleep(1.01)
+        started = now()
+        partition.seek(0)
+        await partition.take(1, LONG)
+        assert now() <= started + POLL_SECONDS / 3
+
+    async with grouped(PLACES[0], worker=start_late) as group:
+        group.publish(PLACES[0], b"a")
+        await asyncio.sleep(3)
+
+        assert not group.running.done()
+
+
+async def test_a_worker_gets_its_partition_with_the_group_and_the_cluster_that_the_settings_name() -> None:
+    asked: list[KafkaSettings] = []
+
+    async def cluster_id(settings: KafkaSettings) -> str:
+        asked.append(settings)
+        return "cluster"
+
+    cluster = MemoryCluster()
+    cluster.create("events")
+    partitions: list[AssignedPartition] = []
+
+    async def note(partition: AssignedPartition) -> None:
+        partitions.append(partition)
+
+    client = partial(MemoryConsumer, cluster)
+    source = KafkaSource(KAFKA, WORKER, Metrics(), Health(), note, client=client, cluster_id=cluster_id)
+    running = asyncio.create_task(source.run())
+    await asyncio.sleep(0)
+    await cluster.consumers[-1].assign(PLACES[0])
+    await asyncio.sleep(0)
+    source.stop()
+    await running
+
+    assert [partition.partition for partition in partitions] == [Partition("group", "events", 0)]
+    assert await partitions[0].cluster_id() == "cluster"
+    assert asked == [KAFKA]
 
 
 async def test_only_what_is_applied_is_committed_and_that_regularly() -> None:
@@ -354,6 +426,7 @@ async def test_stop_finishes_what_is_in_hand_commits_it_and_leaves() -> None:
 
         group.source.stop()
         group.source.stop()
+        assert group.health.draining
         await group.running
 
         assert group.health.draining
@@ -384,6 +457,23 @@ async def test_stop_is_bounded_while_no_broker_answers_and_while_the_group_rebal
         await group.stop()
 
         assert now() < started + 2 * STOP_SECONDS
+
+
+@pytest.mark.parametrize("seconds", [0.0, LONG])
+async def test_a_client_that_hangs_or_fails_at_its_stop_hides_nothing_and_delays_little(seconds: float) -> None:
+    class Stubborn(MemoryConsumer):
+        async def stop(self) -> None:
+            self.crash()
+            await asyncio.sleep(seconds)
+            raise GroupAuthorizationFailedError("group")
+
+    async with grouped(PLACES[0], client=Stubborn) as group:
+        await asyncio.sleep(1)
+        started = now()
+
+        await group.stop()
+
+        assert now() <= started + STOP_SECONDS + 2 * POLL_SECONDS
 
 
 async def test_a_group_that_assigns_partitions_to_a_stopping_process_starts_nothing() -> None:
@@ -417,6 +507,7 @@ async def test_the_probes_and_gauges_follow_the_group() -> None:
         )
 
     assert joined == (True, 2, 1)
+    assert time.monotonic() - group.health.polled_at < LONG
     assert revoked == (False, 0, 0)
     assert group.sample("conversation_rebalances_total", phase="revoked") == 2
     assert group.sample("conversation_rebalances_total", phase="assigned") == 1
