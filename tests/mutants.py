@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -15,8 +16,9 @@ from tests.stack.postgres_server import PostgresServer
 
 MUTMUT = str(Path(sys.executable).with_name("mutmut"))
 WORKSPACES = Path("mutants")
-COPIED = ("consumer", "schemas", "tests")
+COPIED = ("consumer", "schemas", "deploy", "tests")
 KILLED = {"killed", "timeout"}
+NOT_TRIED = "not checked"
 NO_KAFKA = "127.0.0.1:1"
 """None of the tests here asks for a broker."""
 
@@ -46,9 +48,9 @@ WRITES = ("contract/test_store", "integration/test_race_conditions", "integratio
 ROOMS = (
     *(Room(f"lifecycle/{name}", RULES) for name in ("rules", "draft", "model")),
     *(Room(f"service/{name}", RULES) for name in ("service", "batch", "cache")),
-    Room("worker", ("unit/test_worker", "unit/test_service")),
-    Room("kafka/partition", ("unit/test_partition",)),
-    Room("kafka/source", ("unit/test_source",)),
+    Room("worker", ("unit/test_worker", "unit/test_worker_progress")),
+    Room("kafka/partition", ("unit/test_partition", "unit/test_partition_lag", "unit/test_partition_revocation")),
+    Room("kafka/source", ("unit/test_source", "unit/test_source_group")),
     Room("kafka/producer", ("unit/test_producer",)),
     Room("postgres/attempt", WRITES, needs_postgres=True),
 )
@@ -58,26 +60,26 @@ def main() -> None:
     """Prints each survivor, and the score of each module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=[room.module for room in ROOMS], help="one module instead of all of them")
-    only = parser.parse_args().only
-    scores = [(room, judge(room)) for room in ROOMS if only in (None, room.module)]
-    for room, score in scores:
-        share = score[True] / score.total()
-        sys.stdout.write(f"{room.path}: {score[True]} of {score.total()} mutants killed ({share:.1%})\n")
+    parser.add_argument("--minutes", type=float, help="how long to try the mutants of a module; default all of them")
+    options = parser.parse_args()
+    rooms = [room for room in ROOMS if options.only in (None, room.module)]
+    for room, score in [(room, judge(room, options.minutes)) for room in rooms]:
+        killed, tried = sum(score[result] for result in KILLED), score.total() - score[NOT_TRIED]
+        sys.stdout.write(f"{room.path}: {killed} of {tried} mutants killed ({killed / tried:.1%})")
+        sys.stdout.write(f", {score[NOT_TRIED]} not tried in time\n" if score[NOT_TRIED] else "\n")
 
 
-def judge(room: Room) -> Counter[bool]:
-    """How many mutants of the module its tests kill, and how many they do not; prints the latter."""
+def judge(room: Room, minutes: float | None) -> Counter[str]:
+    """How many mutants of the module had which result; prints those that its tests do not notice."""
     workspace = prepare(room)
     with environment(room) as variables:
-        run(["run", "--max-children", str(os.cpu_count())], workspace, variables)
-        results = run(["results", "--all", "true"], workspace, variables, captured=True).splitlines()
-        score: Counter[bool] = Counter()
-        for name, result in (line.strip().rsplit(": ", 1) for line in results):
-            score[result in KILLED] += 1
-            if result not in KILLED:
-                shown = run(["show", name], workspace, variables, captured=True)
-                sys.stdout.write(f"{name} {result}\n{shown}\n")
-    return score
+        try_mutants(workspace, variables, minutes)
+        listed = ask(["results", "--all", "true"], workspace, variables).splitlines()
+        results = dict(line.strip().rsplit(": ", 1) for line in listed)
+        for name, result in results.items():
+            if result not in KILLED | {NOT_TRIED}:
+                sys.stdout.write(f"{name} {result}\n{ask(['show', name], workspace, variables)}\n")
+    return Counter(results.values())
 
 
 def prepare(room: Room) -> Path:
@@ -109,12 +111,22 @@ def environment(room: Room) -> Iterator[Mapping[str, str]]:
         server.stop()
 
 
-def run(arguments: list[str], workspace: Path, variables: Mapping[str, str], captured: bool = False) -> str:
+def try_mutants(workspace: Path, variables: Mapping[str, str], minutes: float | None) -> None:
+    command = [MUTMUT, "run", "--max-children", str(os.cpu_count())]
+    with subprocess.Popen(command, cwd=workspace, env=variables) as process:
+        try:
+            process.wait(minutes and 60 * minutes)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            return
+    if process.returncode:
+        raise SystemExit(f"mutmut ended with exit code {process.returncode}")
+
+
+def ask(arguments: list[str], workspace: Path, variables: Mapping[str, str]) -> str:
     command = [MUTMUT, *arguments]
-    done = subprocess.run(
-        command, cwd=workspace, env=variables, stdout=subprocess.PIPE if captured else None, check=True
-    )
-    return done.stdout.decode() if captured else ""
+    return subprocess.run(command, cwd=workspace, env=variables, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
