@@ -211,6 +211,19 @@ async def test_leaving_is_bounded_in_time() -> None:
     sending.cancel()
 
 
+async def test_a_client_that_fails_at_its_stop_hides_nothing() -> None:
+    class Stubborn(MemoryProducer):
+        async def stop(self) -> None:
+            await super().stop()
+            raise NotEnoughReplicasError
+
+    cluster = new_cluster()
+    async with KafkaProducer.open(SETTINGS, client=partial(Stubborn, cluster)) as producer:
+        await producer.send([letter()])
+
+    assert len(cluster.log(TopicPartition("dead", 0)).records()) == 1
+
+
 async def test_an_error_inside_stops_the_client_and_is_not_hidden() -> None:
     made = MemoryProducer(new_cluster())
 
