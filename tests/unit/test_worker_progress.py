@@ -144,3 +144,60 @@ async def test_a_refused_event_is_a_dead_letter_that_names_it() -> None:
     assert (letter.reason, letter.error) == (Reason.REFUSED, "PostgreSQL refused a value")
     assert letter.event_id == refused.event_id
     assert line.endswith(" refused")
+
+
+async def test_a_partition_that_is_given_up_while_it_is_stopped_leaves_no_trace() -> None:
+    log, store = FakeLog(encoded(message(at=NOW))), MemoryStore()
+    log.unreadable = 0
+    log.on_wait = log.revoke
+
+    async with worker(log, store, Letters()) as (health, running):
+        await running
+
+    assert health.stopped == {}
+
+
+async def test_a_replica_is_ready_as_soon_as_a_record_comes_that_could_not_be_read_before() -> None:
+    log, store = FakeLog(encoded(message(at=NOW))), MemoryStore()
+    log.unreadable = 0
+    stopped: list[dict[str, str]] = []
+
+    async with worker(log, store, Letters()) as (health, _):
+
+        def mend() -> None:
+            stopped.append(dict(health.stopped))
+            log.unreadable = None
+
+        def idle() -> None:
+            stopped.append(dict(health.stopped))
+            log.revoke()
+
+        log.on_wait, log.on_idle = mend, idle
+        await log.revoked.wait()
+
+    assert stopped == [{"events[0]": "cannot be read"}, {}]
+
+
+async def test_a_replica_is_ready_as_soon_as_the_database_is_quick_enough() -> None:
+    failures = 1
+
+    def trouble(_: Decided) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise TooSlowError("timeout")
+
+    log, store = FakeLog(encoded(message(at=NOW))), Troubled(trouble)
+    outages: list[dict[str, str]] = []
+
+    async with worker(log, store, Letters()) as (health, _):
+
+        def idle() -> None:
+            outages.append(dict(health.outages))
+            log.revoke()
+
+        log.on_wait = lambda: outages.append(dict(health.outages))
+        log.on_idle = idle
+        await log.revoked.wait()
+
+    assert outages == [{"events[0], writing": "timeout"}, {}]
