@@ -54,8 +54,8 @@ planted-bugs: install ## plant a bug at a time, into the simulation and into rea
 what-if-check: install ## store a million events, decide them again under the same policy: nothing may differ (EVENTS=1000000 SEED=0)
 	$(BIN)/python -m tests.replay --events $(EVENTS) --seed $(SEED)
 
-mutmut: install ## change the lifecycle and the service in every small way: the unit tests should notice
-	$(BIN)/python -m tests.mutants
+mutmut: install ## change what can lose an event in every small way: the tests should notice (ONLY=kafka/partition MINUTES=limit)
+	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 
 fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL (RECORDS=1000000 SEED=0)
 	$(BIN)/python -m tests.fuzz --records $(RECORDS) --seed $(SEED)

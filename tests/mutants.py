@@ -1,35 +1,132 @@
-"""Changes the lifecycle and the service in every small way that mutmut knows: which do the unit tests not notice?"""
+"""Changes the rooms that can lose an event in every small way that mutmut knows: which do their tests not notice?"""
 
+import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from tests.stack.postgres_server import PostgresServer
+
 MUTMUT = str(Path(sys.executable).with_name("mutmut"))
-ENVIRONMENT = {**os.environ, "CI": "1", "PYTHONHASHSEED": "0"}
-"""Fixed examples in a fixed order: the same score each time."""
+WORKSPACES = Path("mutants")
+COPIED = ("consumer", "schemas", "deploy", "tests")
 KILLED = {"killed", "timeout"}
+NOT_TRIED = "not checked"
+NO_KAFKA = "127.0.0.1:1"
+"""None of the tests here asks for a broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A module, and the tests that judge it."""
+
+    module: str
+    tests: tuple[str, ...]
+    needs_postgres: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"consumer/{self.module}.py"
+
+
+RULES = (
+    "unit/test_conversation",
+    "unit/test_service",
+    "unit/test_worker",
+    "unit/test_checker",
+    "unit/test_lifecycle_machine",
+    "unit/test_lifecycle_properties",
+)
+WRITES = ("contract/test_store", "integration/test_race_conditions", "integration/test_statements")
+ROOMS = (
+    *(Room(f"lifecycle/{name}", RULES) for name in ("rules", "draft", "model")),
+    *(Room(f"service/{name}", RULES) for name in ("service", "batch", "cache")),
+    Room("worker", ("unit/test_worker", "unit/test_worker_progress")),
+    Room("kafka/partition", ("unit/test_partition", "unit/test_partition_lag", "unit/test_partition_revocation")),
+    Room("kafka/source", ("unit/test_source", "unit/test_source_group")),
+    Room("kafka/producer", ("unit/test_producer",)),
+    Room("postgres/attempt", WRITES, needs_postgres=True),
+)
 
 
 def main() -> None:
     """Prints each survivor, and the score of each module."""
-    shutil.rmtree("mutants", ignore_errors=True)
-    subprocess.run([MUTMUT, "run", "--max-children", str(os.cpu_count())], env=ENVIRONMENT, check=True)
-    results = dict(line.strip().rsplit(": ", 1) for line in mutmut("results", "--all", "true").splitlines())
-    scores: dict[str, Counter[bool]] = {}
-    for name, result in results.items():
-        scores.setdefault(name.split(".")[1], Counter())[result in KILLED] += 1
-        if result not in KILLED:
-            sys.stdout.write(f"{name} {result}\n{mutmut('show', name)}\n")
-    for module, score in scores.items():
-        share = score[True] / score.total()
-        sys.stdout.write(f"{module}.py: {score[True]} of {score.total()} mutants killed ({share:.1%})\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=[room.module for room in ROOMS], help="one module instead of all of them")
+    parser.add_argument("--minutes", type=float, help="how long to try the mutants of a module; default all of them")
+    options = parser.parse_args()
+    rooms = [room for room in ROOMS if options.only in (None, room.module)]
+    for room, score in [(room, judge(room, options.minutes)) for room in rooms]:
+        killed, tried = sum(score[result] for result in KILLED), score.total() - score[NOT_TRIED]
+        sys.stdout.write(f"{room.path}: {killed} of {tried} mutants killed ({killed / tried:.1%})")
+        sys.stdout.write(f", {score[NOT_TRIED]} not tried in time\n" if score[NOT_TRIED] else "\n")
 
 
-def mutmut(*arguments: str) -> str:
-    return subprocess.run([MUTMUT, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+def judge(room: Room, minutes: float | None) -> Counter[str]:
+    """How many mutants of the module had which result; prints those that its tests do not notice."""
+    workspace = prepare(room)
+    with environment(room) as variables:
+        try_mutants(workspace, variables, minutes)
+        listed = ask(["results", "--all", "true"], workspace, variables).splitlines()
+        results = dict(line.strip().rsplit(": ", 1) for line in listed)
+        for name, result in results.items():
+            if result not in KILLED | {NOT_TRIED}:
+                sys.stdout.write(f"{name} {result}\n{ask(['show', name], workspace, variables)}\n")
+    return Counter(results.values())
+
+
+def prepare(room: Room) -> Path:
+    """A copy of the sources, set up for this module and its tests alone."""
+    workspace = WORKSPACES / room.module.replace("/", "-")
+    shutil.rmtree(workspace, ignore_errors=True)
+    workspace.mkdir(parents=True)
+    for name in COPIED:
+        shutil.copytree(name, workspace / name, ignore=shutil.ignore_patterns("__pycache__"))
+    tests = [f"tests/{name}.py" for name in room.tests]
+    settings = f"only_mutate = {[room.path]}\npytest_add_cli_args_test_selection = {tests}\n"
+    # The last table of the file is mutmut's.
+    (workspace / "pyproject.toml").write_text(Path("pyproject.toml").read_text() + settings)
+    return workspace
+
+
+@contextmanager
+def environment(room: Room) -> Iterator[Mapping[str, str]]:
+    """Fixed examples in a fixed order, so that the score is the same each time; one PostgreSQL for all mutants."""
+    variables = {**os.environ, "CI": "1", "PYTHONHASHSEED": "0", "DEVSTACK_KAFKA": NO_KAFKA}
+    variables.pop("REQUIRE_KAFKA", None)
+    if not room.needs_postgres or "DEVSTACK_POSTGRES" in variables:
+        yield variables
+        return
+    server = PostgresServer()
+    try:
+        yield {**variables, "DEVSTACK_POSTGRES": server.dsn}
+    finally:
+        server.stop()
+
+
+def try_mutants(workspace: Path, variables: Mapping[str, str], minutes: float | None) -> None:
+    command = [MUTMUT, "run", "--max-children", str(os.cpu_count())]
+    with subprocess.Popen(command, cwd=workspace, env=variables) as process:
+        try:
+            process.wait(minutes and 60 * minutes)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            return
+    if process.returncode:
+        raise SystemExit(f"mutmut ended with exit code {process.returncode}")
+
+
+def ask(arguments: list[str], workspace: Path, variables: Mapping[str, str]) -> str:
+    command = [MUTMUT, *arguments]
+    return subprocess.run(command, cwd=workspace, env=variables, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ _HOLDER = """
     WHERE NOT w.behind_others ORDER BY a.xact_start LIMIT 1"""
 
 # Between the messages of one statement, as before the rows of a COPY, a session counts as active, and no timeout of the
-# server's ends it: it ignores the cancellation while it waits for its client. A client that is frozen, or beyond a silent
-# network, keeps its locks. No statement that goes on is as old as a statement may become.
+# server's ends it: while it waits for its client, it ignores the cancellation. A client that is frozen, or cut off by a
+# silent network, keeps its locks. No statement that goes on is as old as a statement may become.
 END_SILENT = """
     SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND application_name = $1

@@ -276,6 +276,38 @@ class TestLockedRows:
         assert lost == {"c-1": "lock"}
         assert (await store.conversation("c-2"))[1] == 2
 
+    async def test_leave_the_others_written_with_their_history_and_hold_the_offset(self, store: AnyStore) -> None:
+        await write(store, message(at=NOW - HOUR), message(at=NOW - HOUR, conversation_id="c-2"))
+        await store.create_offset(PLACE, StoredOffset("cluster", 0))
+        held, free = message(at=NOW), message(at=NOW, conversation_id="c-2")
+        both = decide(await load(store, held, free), held, free)
+
+        async with locked(store, held):
+            await save(store, both, Progress(PLACE, 0, 2), Locking.SKIPPING)
+
+        assert [len(await store.history(key)) for key in ("c-1", "c-2")] == [1, 2]
+        assert (stored := await store.stored_offset(PLACE)) is not None
+        assert stored.next_offset == 0
+
+    async def test_are_told_from_changed_ones(self, store: AnyStore) -> None:
+        await write(store, message(at=NOW - HOUR))
+        event = message(at=NOW)
+        outdated = decide(await load(store, event), event)
+        await write(store, message(at=NOW))
+
+        assert await save(store, outdated, locking=Locking.SKIPPING) == {"c-1": "version"}
+
+    async def test_that_somebody_is_about_to_insert_are_lost_alone(self, store: AnyStore) -> None:
+        new = [message(at=NOW, conversation_id=f"n-{number}") for number in range(5)]
+        decided = decide(await load(store, *new), *new)
+
+        async with locked(store, new[3]) as rows:
+            await rows.save(decide(rows.snapshot, new[3]))
+            lost = await save(store, decided, locking=Locking.SKIPPING)
+
+        assert lost == {"n-3": "lock"}
+        assert [len(await store.history(f"n-{number}")) for number in range(5)] == [1, 1, 1, 1, 1]
+
     async def test_are_read_after_they_were_locked(self, store: AnyStore, stack: Services) -> None:
         await write(store, message(at=NOW - HOUR))
         event = message(at=NOW)
