@@ -5,7 +5,7 @@ the faults are healed and everybody had time.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -106,6 +106,9 @@ class Evidence:
     moves: Sequence[Move]
     published: Sequence[Published] | None = None
     rewinds: int = 0
+    given_up: Set[tuple[str, int, int]] = frozenset()
+    """Places (topic, partition, offset) that were deleted before they were applied, and that somebody has then set the
+    offset past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +145,36 @@ def safety(ledger: Ledger, evidence: Evidence, policy: Policy) -> list[Verdict]:
 def liveness(ledger: Ledger, evidence: Evidence, settled_to: datetime | None = None) -> list[Verdict]:
     """What must hold in the end. With `settled_to`, every deadline before it has taken effect."""
     seen = _applied(evidence)
-    places = {(letter.topic, letter.partition, letter.offset): letter for letter in evidence.letters}
+    places = {place_of(letter): letter for letter in evidence.letters}
     dead_lettered = Counter((letter.key, letter.value) for letter in places.values())
     sessions = [(key, c.sessions[-1].deadline) for key, c in evidence.conversations.items() if c.sessions]
     overdue = [key for key, deadline in sessions if settled_to and deadline and deadline < settled_to]
+    events, poison = _given_up(ledger, evidence, places.keys())
     return [
-        Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys())),
-        Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - dead_lettered)),
+        Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys() - events)),
+        Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - dead_lettered - poison)),
         _at_the_end(evidence),
         *_all_published(evidence),
         *([Verdict("no deadline without effect", len(sessions), _some(overdue))] if settled_to else ()),
     ]
+
+
+def _given_up(
+    ledger: Ledger, evidence: Evidence, dead_lettered: Set[tuple[str, int, int]]
+) -> tuple[set[Key], Counter[tuple[bytes | None, bytes | None]]]:
+    """Events and poison that nobody can ask for: given up wherever they lay, and not written by the service."""
+    if not evidence.given_up:
+        return set(), Counter()
+    given_up: set[Key] = set()
+    elsewhere: set[Key] = set()
+    poison: Counter[tuple[bytes | None, bytes | None]] = Counter()
+    for record in evidence.log:
+        is_given_up = place_of(record) in evidence.given_up
+        if (event := event_in(record)) is not None:
+            (given_up if is_given_up else elsewhere).add(key_of(event))
+        if is_given_up and place_of(record) not in dead_lettered:
+            poison[record.key, record.value] += 1
+    return given_up - elsewhere - ledger.written, poison
 
 
 def truth_of_metrics(ledger: Ledger, evidence: Evidence, metrics: Sequence[Sample]) -> list[Verdict]:
@@ -179,6 +201,10 @@ def story(history: History) -> tuple[str, ...]:
 
 def key_of(event: Event | HistoryRow) -> Key:
     return event.conversation_id, event.source, event.event_id
+
+
+def place_of(record: Record | Letter) -> tuple[str, int, int]:
+    return record.topic, record.partition, record.offset
 
 
 def _applied(evidence: Evidence) -> Counter[Key]:
@@ -238,24 +264,24 @@ def _is_fair(row: HistoryRow) -> bool:
 
 def _letters_are_poison(ledger: Ledger, evidence: Evidence) -> Verdict:
     """Byte for byte what lies in the log. One may repeat after a crash."""
-    log = {(record.topic, record.partition, record.offset): (record.key, record.value) for record in evidence.log}
+    log = {place_of(record): (record.key, record.value) for record in evidence.log}
     wrong = [
         f"{letter.topic}[{letter.partition}] {letter.offset}"
         for letter in evidence.letters
-        if log.get((letter.topic, letter.partition, letter.offset)) != (letter.key, letter.value)
+        if log.get(place_of(letter)) != (letter.key, letter.value)
         or (letter.key, letter.value) not in ledger.poison
     ]
     return Verdict("dead letters are poison, byte for byte", len(evidence.letters), tuple(wrong))
 
 
 def _nothing_skipped(evidence: Evidence, read: Read, seen: Mapping[Key, int]) -> Verdict:
-    """Whatever lies before a stored offset has its effect, or its dead letter."""
-    dead_lettered = {(letter.topic, letter.partition, letter.offset) for letter in evidence.letters}
+    """Whatever lies before a stored offset has its effect, or its dead letter, or was given up."""
+    accounted_for = {place_of(letter) for letter in evidence.letters} | evidence.given_up
     passed = [(r, event) for r, event in read if r.offset < evidence.offsets.get((r.topic, r.partition), 0)]
     skipped = [
         f"{record.topic}[{record.partition}] {record.offset}"
         for record, event in passed
-        if (record.topic, record.partition, record.offset) not in dead_lettered and not _has_effect(event, seen)
+        if place_of(record) not in accounted_for and not _has_effect(event, seen)
     ]
     return Verdict("nothing before a stored offset is skipped", len(passed), tuple(skipped))
 
@@ -280,6 +306,8 @@ def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence, read: Read) -> 
     first_seen: dict[tuple[Place, str], list[Key]] = {}
     for record, event in sorted(read, key=lambda pair: pair[0].offset):
         if event is None or isinstance(event, Tick) or (key := key_of(event)) not in versions or key in elsewhere:
+            continue
+        if place_of(record) in evidence.given_up:
             continue
         place = record.topic, record.partition
         if place not in places.setdefault(key, set()):

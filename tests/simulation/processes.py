@@ -6,7 +6,7 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from consumer.errors import ConcurrencyError, ConnectionLostError, UnavailableError
+from consumer.errors import ConcurrencyError, ConnectionLostError, PartitionStoppedError, UnavailableError
 from consumer.lifecycle.model import Event
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
@@ -119,18 +119,22 @@ class SimulatedLog:
         self.partition = Partition(GROUP, TOPIC, number)
         self._process = process
         self._world = process.world
+        self._cluster = self._world.kafka  # who has not heard of another one stays with it
+        self._records = self._cluster.partitions[number]
         self._position = 0
-        self._taken_at = 0
+        self._taken_at = (0, 0)
         self._news, self._revoked = asyncio.Event(), asyncio.Event()
         self._world.listeners.append(self._news)
 
     async def cluster_id(self) -> str:
         await self._process.reach("cluster id")
-        return "cluster"
+        self._world.reach_kafka()
+        return self._cluster.name
 
     async def bounds(self) -> tuple[int, int]:
         await self._process.reach("bounds")
-        return 0, self._world.end(self.partition.number)
+        self._world.reach_kafka()
+        return self._records.first, self._records.end
 
     def seek(self, offset: int) -> None:
         self._position = offset
@@ -140,24 +144,29 @@ class SimulatedLog:
         if not self._revoked.is_set() and not self._next():
             self._news.clear()
             await self._process.wait(self._news, seconds)
+        if not self._revoked.is_set() and self._position < self._records.first and not self._world.kafka_is_away:
+            raise PartitionStoppedError("the next record is no longer in the log")
         if self._revoked.is_set() or not (records := self._next()):
             return ()
         taken = records[: self._world.rng.randint(1, limit)]
         self._position = taken[-1].offset + 1
-        self._taken_at = self._world.rewinds
+        self._taken_at = self._world.rewinds, self._world.offsets_set
         self._world.tell(self._process.name, f"took [{self.partition.number}] {[r.offset for r in taken]}")
         return taken
 
     def _next(self) -> Sequence[Record]:
-        return [record for record in self._world.log[self.partition.number] if record.offset >= self._position]
+        if self._world.kafka_is_away or self._position < self._records.first:
+            return ()
+        return self._records.since(self._position)
 
     def is_revoked(self) -> bool:
         return self._revoked.is_set()
 
     def applied(self, next_offset: int) -> None:
-        """What goes to Kafka as committed must be in the database, but for a rewind that comes in between."""
+        """What goes to Kafka as committed must be in the database, but for a rewind or a set that comes in between."""
         stored = self._process.store.offsets.get(self.partition)
-        if self._taken_at == self._world.rewinds and (stored is None or stored.next_offset < next_offset):
+        now = self._world.rewinds, self._world.offsets_set
+        if self._taken_at == now and (stored is None or stored.next_offset < next_offset):
             self._world.failures.append(f"{self._process.name} would commit {next_offset}, stored is {stored}")
 
     def pause(self) -> None:
@@ -225,6 +234,7 @@ class TickerProcess(Process):
 
     async def _emit(self, key: bytes, value: bytes) -> None:
         await self.reach("emit")
+        self.world.reach_kafka()
         lost = self.world.strikes(Fault.LOST_TICK, 0.2)
         if not lost or self.world.rng.random() < 0.5:
             self.world.append(key, value)

@@ -11,20 +11,26 @@ from typing import Any
 import structlog
 
 from consumer.decoding import encoded
-from consumer.errors import ConnectionLostError
 from consumer.lifecycle.model import Event, ManualClose, Status, Tick
 from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
-from tests.fakes import MemoryStore
 from tests.simulation.loop import VirtualLoop
+from tests.simulation.operator import Operator
 from tests.simulation.processes import OtherWriter, Process, RelayProcess, Replica, TickerProcess
+from tests.simulation.services import Services
 from tests.simulation.world import REFUSED, Fault, World
 from tests.traffic import SHORT_POLICY, Mix, Traffic
 
 SESSION_SECONDS = 10.0
+READY_SECONDS = 30.0
+"""How long a replica at rest may take to say that it is ready."""
 PATIENCE_SECONDS = 1000.0
 """Of virtual time: a lost tick comes again after a minute, and then after longer."""
-PROCESS_FAULTS = (Fault.CRASH, Fault.RESTART, Fault.STALL, Fault.ZOMBIE, Fault.REBALANCE)
-DATABASE_FAULTS = (Fault.OUTAGE, Fault.REWIND, Fault.CLOCK, Fault.ROW_LOCK)
+ACTS = (
+    *(Fault.CRASH, Fault.RESTART, Fault.STALL, Fault.ZOMBIE, Fault.REBALANCE),
+    *(Fault.OUTAGE, Fault.REWIND, Fault.CLOCK, Fault.ROW_LOCK),
+    *(Fault.NO_KAFKA, Fault.RETENTION, Fault.OTHER_CLUSTER),
+)
+COUNTED_BY_EFFECT = (Fault.REWIND, Fault.RETENTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,8 @@ class Schedule:
                 if not isinstance(process, RelayProcess):
                     process.crash()
             at_rest = at_rest and await self._rest()
+            await asyncio.sleep(READY_SECONDS)
+            not_ready = self._not_ready()
             for replica in self.replicas:
                 await replica.release()
         evidence = world.evidence()
@@ -90,6 +98,7 @@ class Schedule:
         verdicts += liveness(world.ledger, evidence, settled_to=world.now() - timedelta(seconds=1))
         verdicts.append(Verdict("all comes to rest", 1, () if at_rest else ("not in time",)))
         verdicts.append(Verdict("dead letters come before the offset", len(evidence.letters), tuple(world.early)))
+        verdicts.append(Verdict("all are ready in the end", len(self.replicas), tuple(not_ready)))
         verdicts.append(Verdict("nobody fails", len(world.failures), tuple(world.failures)))
         count_traffic(world.struck, evidence)
         return Run(self.seed, verdicts, world.struck, world.trace)
@@ -99,6 +108,7 @@ class Schedule:
         shape = self.world.shape
         self.replicas = [self._replica() for _ in range(shape.replicas)]
         self.others = [self._ticker(), *(self._relay() for _ in range(shape.relays))]
+        Operator(self.world, self._living)
         if Fault.OTHER_WRITER in shape.faults:
             own = [self._traffic(number) for number in range(1, shape.other_writers + 1)]
             self.others += [
@@ -113,6 +123,8 @@ class Schedule:
         shape, world = self.world.shape, self.world
         for _ in range(shape.events):
             await asyncio.sleep(world.rng.expovariate(shape.events / shape.chaos_seconds))
+            while world.kafka_is_away:
+                await asyncio.sleep(1)
             if world.strikes(Fault.REFUSED, 0.05):
                 refused = encoded(self._refused())
                 world.ledger.poison[refused] += 1
@@ -134,23 +146,26 @@ class Schedule:
 
     async def _strike(self) -> None:
         """One fault after the other; they take time, and so overlap."""
-        world = self.world
-        enabled = [fault for fault in (*PROCESS_FAULTS, *DATABASE_FAULTS) if fault in world.shape.faults]
+        world, services = self.world, Services(self.world, self.traffic.cold)
+        enabled = [fault for fault in ACTS if fault in world.shape.faults]
         acts: dict[Fault, Callable[[], Any]] = {
             Fault.CRASH: self._crash,
             Fault.RESTART: self._restart,
             Fault.STALL: self._stall,
             Fault.ZOMBIE: self._deafen,
             Fault.REBALANCE: self._rebalance,
-            Fault.OUTAGE: self._outage,
-            Fault.REWIND: self._rewind,
-            Fault.CLOCK: self._set_the_clock,
-            Fault.ROW_LOCK: self._hold_rows,
+            Fault.OTHER_CLUSTER: self._move_to_another_cluster,
+            Fault.OUTAGE: services.database_outage,
+            Fault.REWIND: services.rewind,
+            Fault.CLOCK: services.set_the_clock,
+            Fault.ROW_LOCK: services.hold_rows,
+            Fault.NO_KAFKA: services.kafka_outage,
+            Fault.RETENTION: services.retention,
         }
         while enabled:
             await asyncio.sleep(world.rng.expovariate(1 / 4))
             fault = world.rng.choice(enabled)
-            world.struck[fault] += fault is not Fault.REWIND
+            world.struck[fault] += fault not in COUNTED_BY_EFFECT
             world.tell("fault", fault)
             self._help(acts[fault]())
 
@@ -255,26 +270,12 @@ class Schedule:
         replica.hears = True
         await self._rebalance()
 
-    async def _outage(self) -> None:
-        self.world.outage_until = self.world.time + self.world.rng.uniform(0, 10)
-
-    async def _rewind(self) -> None:
-        self.world.back_up()
-        await asyncio.sleep(self.world.rng.expovariate(1 / 2))
-        self.world.struck[Fault.REWIND] += self.world.database.offsets != self.world.backup.offsets
-        self.world.rewind()
-
-    async def _set_the_clock(self) -> None:
-        self.world.skew_seconds += self.world.rng.uniform(-5, 5)
-
-    async def _hold_rows(self) -> None:
-        """An outsider's transaction on some rows."""
-        outsider, world = MemoryStore(self.world.database), self.world
-        with suppress(ConnectionLostError):
-            async with outsider.transaction() as transaction:
-                for key in world.rng.sample(self.traffic.cold, world.rng.randint(1, len(self.traffic.cold))):
-                    await transaction.lock(key, wait=False)
-                await asyncio.sleep(world.rng.choice((0.05, 0.5, 3)))
+    async def _move_to_another_cluster(self) -> None:
+        """Whoever hears of it gives up what it owns, and comes back in the other cluster."""
+        async with self._assigning:
+            await asyncio.gather(*(replica.release() for replica in self._living() if replica.hears))
+            self.world.move_to_another_cluster()
+        await self._rebalance()
 
     async def _heal(self) -> None:
         """No more faults: who is dead is replaced, who stalls goes on, who is deaf hears."""
@@ -298,15 +299,18 @@ class Schedule:
         if stray or sorted(owned) != sorted(self.world.log):
             await self._rebalance()
 
+    def _not_ready(self) -> list[str]:
+        """What replicas complain about."""
+        healths = [(replica.name, replica.health) for replica in self._living()]
+        return [f"{name}: {why}" for name, health in healths for why in (*health.outages.items(), *health.stopped.items())]
+
     async def _rest(self) -> bool:
         """Whether the log was read to its end and every deadline took effect in time."""
         world = self.world
         limit = world.time + PATIENCE_SECONDS
         while world.time < limit:
             await asyncio.sleep(2)
-            offsets = {place.number: stored.next_offset for place, stored in world.database.offsets.items()}
-            is_read = all(offsets.get(number) == world.end(number) for number in world.log)
-            if is_read and not world.database.wake_at and not world.database.outbox:
+            if world.is_read and not world.database.wake_at and not world.database.outbox:
                 return True
         return False
 
