@@ -110,6 +110,11 @@ async def admin(settings: KafkaSettings) -> AsyncIterator[KafkaAdmin]:
         await client.close()
 
 
+async def cluster_id(settings: KafkaSettings) -> str:
+    async with admin(settings) as client:
+        return await client.cluster_id()
+
+
 async def check_topics(settings: KafkaSettings) -> int:
     """Returns the size limit of the dead-letter topic, in bytes.
 

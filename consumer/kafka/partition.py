@@ -48,7 +48,8 @@ class AssignedPartition:
         self.log_end = 0
         self._fetched_to = 0
         self._read_to = 0
-        self._waiting_since = time.monotonic()
+        self._clock = asyncio.get_running_loop().time
+        self._waiting_since = self._clock()
         self._client = client
         self._tp = TopicPartition(partition.topic, partition.number)
         self._cluster = cluster
@@ -87,7 +88,7 @@ class AssignedPartition:
 
     def _fetch_from(self, offset: int) -> None:
         self._fetched_to = self._read_to = offset
-        self._waiting_since = time.monotonic()
+        self._waiting_since = self._clock()
         if self._state is not State.REVOKED:
             self._client.seek(self._tp, offset)
             self._client.resume(self._tp)
@@ -119,7 +120,7 @@ class AssignedPartition:
     def applied(self, next_offset: int) -> None:
         self.next_offset = next_offset
         self._oldest = None
-        self._waiting_since = time.monotonic()
+        self._waiting_since = self._clock()
 
     def pause(self) -> None:
         self._enter(State.PAUSED, State.FETCHING)
@@ -184,7 +185,7 @@ class AssignedPartition:
     def stalled(self) -> bool:
         """Behind and waiting for records, but none come."""
         waiting = self.wants_records and not self._buffer and self._oldest is None
-        return waiting and self.log_end > self._read_to and time.monotonic() - self._waiting_since > STALL_SECONDS
+        return waiting and self.log_end > self._read_to and self._clock() - self._waiting_since > STALL_SECONDS
 
 
 def to_record(record: "ConsumerRecord[bytes, bytes]") -> Record:

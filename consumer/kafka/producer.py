@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,9 +30,14 @@ class KafkaProducer:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: KafkaSettings, max_record_bytes: int = 2**20) -> AsyncIterator["KafkaProducer"]:
+    async def open(
+        cls,
+        settings: KafkaSettings,
+        max_record_bytes: int = 2**20,
+        client: Callable[..., AIOKafkaProducer] = AIOKafkaProducer,
+    ) -> AsyncIterator["KafkaProducer"]:
         """`max_record_bytes`: what the topics sent to allow, if it is more than Kafka's default."""
-        producer = AIOKafkaProducer(
+        producer = client(
             **connection_arguments(settings),
             acks="all",
             enable_idempotence=True,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
@@ -16,7 +16,7 @@ from aiokafka.errors import (
 )
 
 from consumer.errors import ConsumerError, StalledError
-from consumer.kafka.admin import admin
+from consumer.kafka.admin import cluster_id
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, milliseconds, start
 from consumer.kafka.partition import AssignedPartition
 from consumer.kafka.placement import Placement
@@ -46,12 +46,17 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         metrics: Metrics,
         health: Health,
         run_worker: RunWorker,
+        *,
+        client: Callable[..., AIOKafkaConsumer] = AIOKafkaConsumer,
+        cluster_id: Callable[[KafkaSettings], Awaitable[str]] = cluster_id,
     ) -> None:
         self._settings = settings
         self._worker = worker
         self._metrics = metrics
         self._health = health
         self._run_worker = run_worker
+        self._open_client = client
+        self._cluster_id = partial(cluster_id, settings)
         self._assigned: dict[TopicPartition, AssignedPartition] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._failure: BaseException | None = None
@@ -65,7 +70,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def run(self) -> None:
         """Until `stop`. Leaves the group in good order; raises what ended a worker unexpectedly."""
-        self._client = AIOKafkaConsumer(
+        self._client = self._open_client(
             **connection_arguments(self._settings),
             group_id=self._settings.group_id,
             enable_auto_commit=False,
@@ -227,7 +232,3 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _position(self, tp: TopicPartition) -> int | None:
         """Where the client reads next, past commit markers; unknown while the partition is being given up."""
         return int(await asyncio.wait_for(self._client.position(tp), STOP_SECONDS)) if tp in self._assigned else None
-
-    async def _cluster_id(self) -> str:
-        async with admin(self._settings) as client:
-            return await client.cluster_id()
