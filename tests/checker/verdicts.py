@@ -268,8 +268,7 @@ def _letters_are_poison(ledger: Ledger, evidence: Evidence) -> Verdict:
     wrong = [
         f"{letter.topic}[{letter.partition}] {letter.offset}"
         for letter in evidence.letters
-        if log.get(place_of(letter)) != (letter.key, letter.value)
-        or (letter.key, letter.value) not in ledger.poison
+        if log.get(place_of(letter)) != (letter.key, letter.value) or (letter.key, letter.value) not in ledger.poison
     ]
     return Verdict("dead letters are poison, byte for byte", len(evidence.letters), tuple(wrong))
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from consumer.errors import ContentionError, UnavailableError
 from consumer.offsets import Partition, StoredOffset
-from tests.simulation.processes import Process, Replica
+from tests.simulation.processes import Process
+from tests.simulation.replica import Replica
 from tests.simulation.world import GROUP, World
 
 

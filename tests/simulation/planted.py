@@ -24,8 +24,8 @@ from consumer.worker import PartitionWorker
 from tests.checker.planted import resumed
 from tests.fakes import MemoryAttempt, MemoryOutboxBatch, MemoryStore
 from tests.memory_database import Transaction
-from tests.simulation import processes
-from tests.simulation.processes import SimulatedLog
+from tests.simulation import processes, replica
+from tests.simulation.replica import ObservedLog
 
 Plant = Callable[[], AbstractContextManager[None]]
 
@@ -156,7 +156,7 @@ def delete_up_to_the_last(batch: MemoryOutboxBatch) -> None:
         del outbox[number]
 
 
-class FromTheEnd(SimulatedLog):
+class FromTheEnd(ObservedLog):
     """A partition without a stored offset starts at the end of the log."""
 
     async def bounds(self) -> tuple[int, int]:
@@ -235,11 +235,11 @@ advance = Transaction._advance
 store = partial(replaced, processes, "MemoryStore")
 BUGS: dict[str, Plant] = {
     "offsets stored before the effects": partial(store, OffsetFirst),
-    "offset reset to latest": partial(replaced, processes, "SimulatedLog", FromTheEnd),
-    "dead letter sent after the offset": partial(replaced, processes, "PartitionWorker", LateDeadLetters),
+    "offset reset to latest": partial(replaced, replica, "ObservedLog", FromTheEnd),
+    "dead letter sent after the offset": partial(replaced, replica, "PartitionWorker", LateDeadLetters),
     "refused event dead-lettered after the offset": partial(replaced, worker, "Batch", RefusedDeadLetteredLate),
     "part of a batch moves the offset": partial(replaced, worker, "Batch", PartMovesOffset),
-    "rewind of an idle partition not noticed": partial(replaced, processes, "PartitionWorker", BlindToRewinds),
+    "rewind of an idle partition not noticed": partial(replaced, replica, "PartitionWorker", BlindToRewinds),
     "priority compared with <=": partial(
         replaced, rules, "RANK", {status: NotStrictly(rank) for status, rank in RANK.items()}
     ),

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,8 @@ from consumer.lifecycle.model import Event, ManualClose, Status, Tick
 from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.operator import Operator
-from tests.simulation.processes import OtherWriter, Process, RelayProcess, Replica, TickerProcess
+from tests.simulation.processes import OtherWriter, Process, RelayProcess, TickerProcess
+from tests.simulation.replica import Replica
 from tests.simulation.services import Services
 from tests.simulation.world import REFUSED, Fault, World
 from tests.traffic import SHORT_POLICY, Mix, Traffic
@@ -91,8 +92,8 @@ class Schedule:
             at_rest = at_rest and await self._rest()
             await asyncio.sleep(READY_SECONDS)
             not_ready = self._not_ready()
-            for replica in self.replicas:
-                await replica.release()
+            for replica in self._living():
+                await replica.stop()
         evidence = world.evidence()
         verdicts += safety(world.ledger, evidence, SHORT_POLICY.policy)
         verdicts += liveness(world.ledger, evidence, settled_to=world.now() - timedelta(seconds=1))
@@ -108,7 +109,7 @@ class Schedule:
         shape = self.world.shape
         self.replicas = [self._replica() for _ in range(shape.replicas)]
         self.others = [self._ticker(), *(self._relay() for _ in range(shape.relays))]
-        Operator(self.world, self._living)
+        self.operator = Operator(self.world, self._living)
         if Fault.OTHER_WRITER in shape.faults:
             own = [self._traffic(number) for number in range(1, shape.other_writers + 1)]
             self.others += [
@@ -123,7 +124,7 @@ class Schedule:
         shape, world = self.world.shape, self.world
         for _ in range(shape.events):
             await asyncio.sleep(world.rng.expovariate(shape.events / shape.chaos_seconds))
-            while world.kafka_is_away:
+            while world.kafka_is_away:  # noqa: ASYNC110 - producers try again now and then
                 await asyncio.sleep(1)
             if world.strikes(Fault.REFUSED, 0.05):
                 refused = encoded(self._refused())
@@ -195,6 +196,10 @@ class Schedule:
     def _living(self) -> list[Replica]:
         return [replica for replica in self.replicas if replica.alive]
 
+    def _members(self) -> list[Replica]:
+        """The replicas in touch with the cluster of now."""
+        return [replica for replica in self._living() if replica.hears and replica.cluster is self.world.kafka]
+
     def _any_replica(self) -> Replica:
         if not self._living():
             self.replicas.append(self._replica())
@@ -207,14 +212,15 @@ class Schedule:
         """All who hear it give up what they own; then it is dealt anew. The others do not know."""
         async with self._assigning:
             await asyncio.sleep(self.world.rng.expovariate(10))
-            members = [replica for replica in self._living() if replica.hears]
+            members = self._members()
             if not members:
                 self.replicas.append(self._replica())
                 members = self.replicas[-1:]
             await asyncio.gather(*(member.release() for member in members))
             members = [replica for replica in members if replica.alive and replica.hears]
-            for number in range(self.world.shape.partitions if members else 0):
-                members[(number + self.seed) % len(members)].assign([number])
+            for place, member in enumerate(members):
+                numbers = range(self.world.shape.partitions)
+                member.assign(number for number in numbers if (number + self.seed) % len(members) == place)
 
     async def _crash(self) -> None:
         """Its successors wait until its session has ended; a new one starts in its place."""
@@ -234,12 +240,12 @@ class Schedule:
 
     async def _restart(self) -> None:
         """As by SIGTERM: what is still busy at the end of the drain is killed."""
-        replica = self._any_replica()
-        replica.hears = False
-        await replica.release()
-        replica.crash()
-        self.replicas.append(self._replica())
+        await self._start_anew(self._any_replica())
         await self._rebalance()
+
+    async def _start_anew(self, replica: Replica) -> None:
+        await replica.stop()
+        self.replicas.append(self._replica())
 
     async def _stall(self) -> None:
         process, seconds = self._any_process(), self.world.rng.uniform(0, 2.5 * SESSION_SECONDS)
@@ -266,43 +272,49 @@ class Schedule:
     async def _hear(self, replica: Replica) -> None:
         """Back in touch, it learns that what it owned is no longer its own."""
         await asyncio.sleep(self.world.rng.expovariate(2))
-        await replica.release()
-        replica.hears = True
+        await self._rejoin(replica)
         await self._rebalance()
 
+    async def _rejoin(self, replica: Replica) -> None:
+        if replica.stops or replica.cluster is not self.world.kafka:
+            await self._start_anew(replica)
+        else:
+            await replica.release()
+            replica.hears = True
+
     async def _move_to_another_cluster(self) -> None:
-        """Whoever hears of it gives up what it owns, and comes back in the other cluster."""
+        """Everybody who is in touch is stopped, and started with the other cluster."""
         async with self._assigning:
-            await asyncio.gather(*(replica.release() for replica in self._living() if replica.hears))
+            stopped = self._members()
+            await asyncio.gather(*(replica.stop() for replica in stopped))
             self.world.move_to_another_cluster()
+            self.replicas += [self._replica() for _ in stopped]
         await self._rebalance()
 
     async def _heal(self) -> None:
         """No more faults: who is dead is replaced, who stalls goes on, who is deaf hears."""
-        self.world.healed = True
-        self.world.tell("fault", "no more faults")
+        self.world.heal()
         for task in self._helpers:
             task.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)
         await self._producing
         for process in (*self.replicas, *self.others):
             process.go_on()
-        stray = [replica for replica in self._living() if not replica.hears]
+        members = self._members()
+        stray = [replica for replica in self._living() if replica not in members]
         for replica in stray:
-            await replica.release()
-            replica.hears = True
+            await self._rejoin(replica)
         if not any(process.alive and isinstance(process, TickerProcess) for process in self.others):
             self.others.append(self._ticker())
         if not any(process.alive and isinstance(process, RelayProcess) for process in self.others):
             self.others.append(self._relay())
-        owned = [number for replica in self._living() for number in replica.owned]
+        owned = [number for replica in self._members() for number in replica.owned]
         if stray or sorted(owned) != sorted(self.world.log):
             await self._rebalance()
 
     def _not_ready(self) -> list[str]:
         """What replicas complain about."""
-        healths = [(replica.name, replica.health) for replica in self._living()]
-        return [f"{name}: {why}" for name, health in healths for why in (*health.outages.items(), *health.stopped.items())]
+        return [f"{replica.name}: {why}" for replica in self._living() for why in replica.health.not_ready()]
 
     async def _rest(self) -> bool:
         """Whether the log was read to its end and every deadline took effect in time."""

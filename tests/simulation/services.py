@@ -7,7 +7,8 @@ from contextlib import suppress
 from consumer.errors import ConnectionLostError
 from consumer.offsets import Partition
 from tests.fakes import MemoryStore
-from tests.simulation.world import GROUP, TOPIC, Fault, World
+from tests.simulation.topic import TOPIC
+from tests.simulation.world import GROUP, Fault, World
 
 PATIENT_SECONDS = 10.0
 """How long retention waits for a partition to fall behind."""
@@ -44,7 +45,10 @@ class Services:
                 await asyncio.sleep(rng.choice((0.05, 0.5, 3)))
 
     async def kafka_outage(self) -> None:
-        self._world.kafka_away_until = self._world.time + self._world.rng.uniform(0, 10)
+        brokers = self._world.kafka.brokers
+        brokers.fail()
+        await asyncio.sleep(self._world.rng.uniform(0, 10))
+        brokers.heal()
 
     async def retention(self) -> None:
         """Deletes the oldest records of a partition: all that is applied, and some that are not yet."""
@@ -56,7 +60,7 @@ class Services:
             unread = [record for record in records.kept() if record.offset >= needed]
             if needed and unread:
                 last = world.rng.choice(unread)
-                records.delete_before(records.offset_of(last) + 1)
+                world.kafka.delete_before(number, records.offset_of(last) + 1)
                 world.struck[Fault.RETENTION] += 1
                 world.tell("Kafka", f"has deleted [{number}] before {records.first}")
                 return

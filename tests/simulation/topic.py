@@ -1,10 +1,15 @@
 """The topic as a cluster has it: records, what retention has deleted, and copies of it in other clusters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
+
+from aiokafka import TopicPartition
 
 from consumer.records import Record
 from tests.checker.verdicts import place_of
+from tests.memory_kafka.cluster import MemoryCluster
+
+TOPIC, DEAD_LETTERS = "events", "dead-letters"
 
 
 class PartitionRecords:
@@ -65,11 +70,40 @@ class PartitionRecords:
 
 
 class Cluster:
-    """Kafka, and its topic."""
+    """Kafka, and what lies in its topic."""
 
-    def __init__(self, name: str, partitions: dict[int, PartitionRecords]) -> None:
+    def __init__(self, name: str, partitions: Mapping[int, PartitionRecords]) -> None:
         self.name = name
         self.partitions = partitions
+        self.brokers = MemoryCluster()
+        self.brokers.create(TOPIC, len(partitions))
+        self.brokers.create(DEAD_LETTERS)
+        for number, records in partitions.items():
+            for record in records.since(0):
+                self._append(number, record)
+            self._pad(number, records.first)
+            self.brokers.delete_before(TopicPartition(TOPIC, number), records.first)
+
+    def append(self, number: int, original: Record, gap: int) -> Record:
+        """Takes a record, after a gap; returns it as it lies here."""
+        records = self.partitions[number]
+        record = records.append(original, records.end + gap)
+        self._append(number, record)
+        return record
+
+    def _append(self, number: int, record: Record) -> None:
+        self._pad(number, record.offset)
+        self.brokers.append(TopicPartition(TOPIC, number), record.value, record.key, timestamp=record.timestamp)
+
+    def _pad(self, number: int, offset: int) -> None:
+        """Gaps are commit markers, as transactions leave them."""
+        tp = TopicPartition(TOPIC, number)
+        while self.brokers.log(tp).end < offset:
+            self.brokers.append_marker(tp)
+
+    def delete_before(self, number: int, offset: int) -> None:
+        self.partitions[number].delete_before(offset)
+        self.brokers.delete_before(TopicPartition(TOPIC, number), offset)
 
     def original_of(self, record: Record) -> Record | None:
         return self.partitions[record.partition].original_of(record)

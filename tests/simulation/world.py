@@ -3,22 +3,24 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from random import Random
 
 from consumer.errors import ConnectionLostError, ContentionError, TooSlowError, UnavailableError
+from consumer.kafka.placement import home_of
+from consumer.kafka.producer import FACTS
 from consumer.lifecycle.model import HistoryRow
 from consumer.offsets import Partition, StoredOffset
-from consumer.records import DeadLetter, Record
+from consumer.records import Record
 from tests.checker.verdicts import Evidence, Ledger, Letter, Move, Published, event_in, key_of
 from tests.memory_database import MemoryDatabase, UnansweredCommitError
-from tests.simulation.topic import Cluster, PartitionRecords, Places, places
+from tests.memory_kafka.cluster import Headers
+from tests.simulation.topic import TOPIC, Cluster, PartitionRecords, Places, places
 
 EPOCH = datetime(2026, 3, 1, tzinfo=UTC)
-GROUP, TOPIC = "group", "events"
+GROUP = "group"
 REFUSED = "agent-whom-the-database-refuses"
 WAIT_FOR_ROWS = ("guard", "lock", "update", "set offset")
 """Statements in which PostgreSQL may find a deadlock."""
@@ -105,7 +107,6 @@ class World:
         self.backup: MemoryDatabase | None = None
         self.log: dict[int, list[Record]] = {number: [] for number in range(self.shape.partitions)}
         self.clusters = [Cluster("cluster-0", {number: PartitionRecords() for number in self.log})]
-        self.kafka_away_until = 0.0
         self.given_up: Places = set()
         self.offsets_set = 0
         self.published: set[tuple[str, str, str]] = set()
@@ -122,7 +123,6 @@ class World:
         self.database.moved = self._judge_move
         self.database.was_set = self._note_given_up
         self.skew_seconds = 0.0
-        self.listeners: list[asyncio.Event] = []
 
     @property
     def time(self) -> float:
@@ -130,6 +130,17 @@ class World:
 
     def now(self) -> datetime:
         return EPOCH + timedelta(seconds=self.time + self.skew_seconds)
+
+    @property
+    def resets(self) -> tuple[int, int]:
+        """How often offsets were changed by others than their owners."""
+        return self.rewinds, self.offsets_set
+
+    def heal(self) -> None:
+        self.healed = True
+        self.tell("fault", "no more faults")
+        for cluster in self.clusters:
+            cluster.brokers.heal()
 
     def tell(self, who: str, what: str) -> None:
         self.trace.append((self.time, who, what))
@@ -150,12 +161,7 @@ class World:
         """Raises what a client of the database sees of its faults."""
         if not self.healed and self.time < self.outage_until:
             raise ConnectionLostError("the database is down")
-        if statement == "commit" and self.strikes(Fault.COMMIT_TIMEOUT, 0.02):
-            raise UnansweredCommitError(self.rng.choice((0, 0.5, 3)), takes_effect=self.rng.random() < 0.7)
-        if statement in WAIT_FOR_ROWS and self.strikes(Fault.DEADLOCK, 0.02):
-            raise ContentionError("deadlock")
-        if statement != "committed" and self.strikes(Fault.SERIALIZATION, 0.01):
-            raise ContentionError("serialization")
+        self._contend(statement)
         if statement == "commit" and self._failing_over is None and self.strikes(Fault.FAILOVER, 0.05):
             self._failing_over = client
             self.back_up()
@@ -170,6 +176,14 @@ class World:
         if statement == "update" and self.strikes(Fault.TOO_SLOW, 0.02):
             raise TooSlowError("statement timeout")
 
+    def _contend(self, statement: str) -> None:
+        if statement in WAIT_FOR_ROWS and self.strikes(Fault.DEADLOCK, 0.02):
+            raise ContentionError("deadlock")
+        if statement != "committed" and self.strikes(Fault.SERIALIZATION, 0.01):
+            raise ContentionError("serialization")
+        if statement == "commit" and self.strikes(Fault.COMMIT_TIMEOUT, 0.02):
+            raise UnansweredCommitError(self.rng.choice((0, 0.5, 3)), takes_effect=self.rng.random() < 0.7)
+
     @property
     def kafka(self) -> Cluster:
         """The cluster of now."""
@@ -177,7 +191,7 @@ class World:
 
     @property
     def kafka_is_away(self) -> bool:
-        return not self.healed and self.time < self.kafka_away_until
+        return not self.kafka.brokers.is_up
 
     def reach_kafka(self) -> Cluster:
         """Raises `UnavailableError` while it is away."""
@@ -187,20 +201,17 @@ class World:
 
     def append(self, key: bytes | None, value: bytes | None) -> None:
         """A producer's record, on the partition of its key, or misplaced."""
-        home = sum(key or b"") % self.shape.partitions
+        home = home_of(key, self.shape.partitions) if key else 0
         if self.shape.partitions > 1 and self.strikes(Fault.MISPLACED, 0.02):
             home = (home + self.rng.randrange(1, self.shape.partitions)) % self.shape.partitions
         gap = self.rng.randint(1, 3) if self.strikes(Fault.GAP, 0.05) else 0
         at = round(self.now().timestamp() * 1000)
         original = Record(TOPIC, home, self.original_end(home) + gap, at, key, value)
         self.log[home].append(original)
-        partition = self.kafka.partitions[home]
-        record = partition.append(original, partition.end + gap)
+        record = self.kafka.append(home, original, gap)
         if event := event_in(record):
             self.published.add(key_of(event))
         self.tell("log", f"[{home}] {record.offset}: {value!r}")
-        for news in self.listeners:
-            news.set()
 
     @property
     def is_read(self) -> bool:
@@ -231,20 +242,11 @@ class World:
         self.clusters.append(Cluster(f"cluster-{len(self.clusters)}", copies))
         self.tell("Kafka", f"is {self.kafka.name} now")
 
-    async def dead_letter(self, letters: Sequence[DeadLetter]) -> None:
-        """Some of them may have been sent when it fails."""
-        for letter in letters:
-            await self.latency()
-            self.reach_kafka()
-            fails = self.strikes(Fault.NO_DEAD_LETTERS, 0.3)
-            if fails and self.rng.random() < 0.5:
-                raise UnavailableError("the dead-letter topic is away")
-            self._note_dead_letter(letter.record)
-            if fails:
-                raise UnavailableError("no acknowledgement of the dead letter")
-
-    def _note_dead_letter(self, record: Record) -> None:
+    def note_dead_letter(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         """A record that never lay in the log keeps its place: the checker finds another record there, or none."""
+        facts = dict(zip(FACTS, (text.decode() for _, text in headers[-len(FACTS) :]), strict=True))
+        numbers = int(facts["partition"]), int(facts["offset"]), int(facts["timestamp"])
+        record = Record(facts["topic"], *numbers, key, value)
         found = [original for cluster in self.clusters if (original := cluster.original_of(record))]
         original = found[-1] if found else record
         self.letters.append(Letter(record.topic, record.partition, original.offset, record.key, record.value))
