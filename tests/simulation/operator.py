@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from consumer.errors import ContentionError, UnavailableError
+from consumer.errors import ConnectionLostError, ContentionError, UnavailableError
 from consumer.offsets import Partition, StoredOffset
 from tests.simulation.processes import Process
 from tests.simulation.replica import Replica
@@ -17,6 +17,11 @@ class Operator(Process):
         super().__init__(world, "operator")
         self._replicas = replicas
         self.spawn(self._run())
+
+    def crash(self) -> None:
+        """Ends the command; the next one is another process."""
+        self._end_transactions()
+        raise ConnectionLostError("the command was killed")
 
     async def _run(self) -> None:
         while True:

@@ -11,11 +11,13 @@ from typing import Any
 import structlog
 
 from consumer.decoding import encoded
+from consumer.kafka import source
 from consumer.lifecycle.model import Event, ManualClose, Status, Tick
 from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.operator import Operator
 from tests.simulation.processes import OtherWriter, Process, RelayProcess, TickerProcess
+from tests.simulation.replacing import replaced
 from tests.simulation.replica import Replica
 from tests.simulation.services import Services
 from tests.simulation.world import REFUSED, Fault, World
@@ -31,6 +33,8 @@ ACTS = (
     *(Fault.OUTAGE, Fault.REWIND, Fault.CLOCK, Fault.ROW_LOCK),
     *(Fault.NO_KAFKA, Fault.RETENTION, Fault.OTHER_CLUSTER),
 )
+POLL_SECONDS = 1.0
+"""Ten times as long as in production: half of the time would go into polls that bring nothing."""
 COUNTED_BY_EFFECT = (Fault.REWIND, Fault.RETENTION)
 
 
@@ -50,7 +54,7 @@ class Run:
 
 def run(seed: int) -> Run:
     """Plays a schedule to its end and judges it."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with replaced(source, "POLL_SECONDS", POLL_SECONDS), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(Schedule(seed).play())
 
 
