@@ -22,7 +22,8 @@ from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings, WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.checker.evidence import conversations
-from tests.checker.verdicts import Evidence, Ledger, Letter, Verdict, event_in, liveness, safety
+from tests.checker.ledger import Evidence, Ledger, Letter, Verdict
+from tests.checker.verdicts import event_in, liveness, safety
 from tests.fuzz.records import Fuzzer, Made
 from tests.stack.database import new_database
 from tests.stack.services import Services, services

@@ -15,7 +15,7 @@ from consumer.outbox import OutboxRelay
 from consumer.service.service import ConversationService
 from consumer.settings import OutboxSettings, TickerSettings
 from consumer.ticker import Ticker
-from tests.checker.verdicts import key_of
+from tests.checker.ledger import key_of
 from tests.fakes import MemoryStore
 from tests.simulation.loop import OWNED, Tasks
 from tests.simulation.topic import TOPIC

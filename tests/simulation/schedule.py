@@ -2,24 +2,23 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import structlog
-
 from consumer.decoding import encoded
 from consumer.kafka import source
-from consumer.lifecycle.model import Event, ManualClose, Status, Tick
-from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
+from consumer.lifecycle.model import Event, ManualClose, Status
+from tests.checker.ledger import Verdict
+from tests.checker.verdicts import liveness, safety
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.operator import Operator
 from tests.simulation.processes import OtherWriter, Process, RelayProcess, TickerProcess
 from tests.simulation.replacing import replaced
 from tests.simulation.replica import Replica
 from tests.simulation.services import Services
+from tests.simulation.traces import count_traffic, logged
 from tests.simulation.world import REFUSED, Fault, World
 from tests.traffic import SHORT_POLICY, Mix, Traffic
 
@@ -329,35 +328,3 @@ class Schedule:
             if world.is_read and not world.database.wake_at and not world.database.outbox:
                 return True
         return False
-
-
-def count_traffic(struck: Counter[Fault], evidence: Evidence) -> None:
-    """The faults that the producers have put into the log."""
-    seen = set()
-    for record in evidence.log:
-        event = event_in(record)
-        if event is None:
-            struck[Fault.POISON] += 1
-        if event is None or isinstance(event, Tick):
-            continue
-        seconds = event.at.timestamp() - record.timestamp / 1000
-        struck[Fault.LATE] += seconds < -0.002
-        struck[Fault.AHEAD] += seconds > 0.002
-        struck[Fault.DUPLICATE] += key_of(event) in seen
-        seen.add(key_of(event))
-
-
-@contextmanager
-def logged(tell: Callable[[str, str], None]) -> Iterator[None]:
-    """What the code under test logs becomes a part of the trace."""
-
-    def processor(_: Any, __: str, entry: Any) -> Any:
-        tell("log line", " ".join(f"{name}={value}" for name, value in entry.items()))
-        raise structlog.DropEvent
-
-    before = structlog.get_config()["processors"]
-    structlog.configure(processors=[processor])
-    try:
-        yield
-    finally:
-        structlog.configure(processors=before)

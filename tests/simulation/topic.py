@@ -6,7 +6,7 @@ from random import Random
 from aiokafka import TopicPartition
 
 from consumer.records import Record
-from tests.checker.verdicts import place_of
+from tests.checker.ledger import place_of
 from tests.memory_kafka.cluster import MemoryCluster
 
 TOPIC, DEAD_LETTERS = "events", "dead-letters"

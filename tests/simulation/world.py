@@ -14,7 +14,8 @@ from consumer.kafka.producer import FACTS
 from consumer.lifecycle.model import HistoryRow
 from consumer.offsets import Partition, StoredOffset
 from consumer.records import Record
-from tests.checker.verdicts import Evidence, Ledger, Letter, Move, Published, event_in, key_of
+from tests.checker.ledger import Evidence, Ledger, Letter, Move, Published, key_of
+from tests.checker.verdicts import event_in
 from tests.memory_database import MemoryDatabase, UnansweredCommitError
 from tests.memory_kafka.cluster import Headers
 from tests.simulation.topic import TOPIC, Cluster, PartitionRecords, Places, places
