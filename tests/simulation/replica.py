@@ -125,6 +125,7 @@ class Replica(Process):
         self.hears = True
         self.stops = False
         self.cluster = world.kafka
+        self.awaits_assignment = True
         self.owned: set[int] = set()
         self._connection = Connection(self.cluster.brokers, self)
         self._settings = WorkerSettings(
@@ -176,6 +177,7 @@ class Replica(Process):
     async def release(self) -> None:
         """A rebalance begins. The group waits for a member, but not for ever: the guard holds off who hangs."""
         self.owned = set()
+        self.awaits_assignment = True
         self._generation += 1
         await asyncio.wait([self.spawn(self._revoke())], timeout=REBALANCE_SECONDS)
 
@@ -187,6 +189,7 @@ class Replica(Process):
     def assign(self, numbers: Iterable[int]) -> None:
         """The rebalance ends. What a member is given too late, it does not get."""
         self.owned = set(numbers)
+        self.awaits_assignment = False
         self.spawn(self._assign(self._generation))
 
     async def _assign(self, generation: int) -> None:

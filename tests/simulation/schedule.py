@@ -312,7 +312,7 @@ class Schedule:
         if not any(process.alive and isinstance(process, RelayProcess) for process in self.others):
             self.others.append(self._relay())
         owned = [number for replica in self._members() for number in replica.owned]
-        if stray or sorted(owned) != sorted(self.world.log):
+        if any(member.awaits_assignment for member in self._members()) or sorted(owned) != sorted(self.world.log):
             await self._rebalance()
 
     def _not_ready(self) -> list[str]:
