@@ -111,7 +111,7 @@ class PartitionWorker:
         self._tracing = tracing or NoTracing()
         self._rng = rng or Random()
         self._backoff = Backoff(0.1, settings.outage_backoff_max_seconds, self._rng)
-        self._next_offset = self._mark = 0
+        self._next_offset = self._mark = self._unwritten_end = 0
         self._cache = ConversationCache(settings.max_remembered)
         self._batch_limit = settings.max_batch
         self._unreadable_at: int | None = None
@@ -187,6 +187,8 @@ class PartitionWorker:
             )
         if stored.next_offset != self._unreadable_at:
             self._health.stopped.pop(self._name, None)
+        if stored.next_offset >= self._unwritten_end:  # what was not answered in time may be written all the same
+            self._health.outages.pop(self._writing, None)
         self._next_offset, self._mark = stored.next_offset, stored.mark
         self._cache.clear()
         self._source.seek(stored.next_offset)
@@ -216,7 +218,7 @@ class PartitionWorker:
             log.warning("another owner or a rewind moved the offset", error=str(error))
             await self._start()
         except TooSlowError as error:
-            await self._reduce_batches(len(records), error)
+            await self._reduce_batches(records, error)
         else:
             self._health.outages.pop(self._writing, None)
             self._batch_limit = min(2 * self._batch_limit, self._settings.max_batch)
@@ -231,9 +233,10 @@ class PartitionWorker:
                 seconds=round(clock() - started, 6),
             )
 
-    async def _reduce_batches(self, records: int, error: TooSlowError) -> None:
+    async def _reduce_batches(self, records: Sequence[Record], error: TooSlowError) -> None:
         """A database that cannot write so much in time may be able to write half of it."""
-        self._batch_limit = max(1, records // 2)
+        self._batch_limit = max(1, len(records) // 2)
+        self._unwritten_end = records[-1].offset + 1
         log.warning(
             "the database is too slow: smaller batches",
             records=self._batch_limit,

@@ -1,16 +1,33 @@
 """Stands-in that pass the suites of the real parts."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 
+from consumer.errors import ContentionError, TooSlowError, UnavailableError
 from consumer.lifecycle.model import Conversation, HistoryRow, Session, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog, OutboxRow
 from consumer.service.ports import NONE, Conversations, Decided, EventsById, LockHolder, Locking, Lost, Snapshot
 from consumer.ticker import DueTimer
-from tests.memory_database import OUTBOX, MemoryDatabase, Statement, Transaction, at_once
+from tests.memory_database import (
+    OUTBOX,
+    MemoryDatabase,
+    Statement,
+    Transaction,
+    UnansweredCommitError,
+    at_once,
+)
+
+
+@contextmanager
+def contention_is_outage() -> Iterator[None]:
+    """See `consumer.postgres.errors`."""
+    try:
+        yield
+    except ContentionError as error:
+        raise UnavailableError("another transaction holds it") from error
 
 
 class MemoryStore:
@@ -85,34 +102,53 @@ class MemoryStore:
             if progress is not None:
                 await transaction.guard(progress)
             yield transaction
-            await transaction.statement("commit")
-            transaction.commit()
-            await self._statement("committed")
+            await self._commit(transaction)
         finally:
-            transaction.kill()
+            if not transaction.is_left:
+                transaction.kill()
             self.open.discard(transaction)
 
+    async def _commit(self, transaction: Transaction) -> None:
+        try:
+            await transaction.statement("commit")
+        except UnansweredCommitError as unanswered:
+            transaction.leave_to_the_server(unanswered)
+            raise TooSlowError("no answer from the database in time") from unanswered
+        transaction.commit()
+        await self._statement("committed")
+
     async def stored_offset(self, partition: Partition) -> StoredOffset | None:
-        await self._statement("stored offset")
+        with contention_is_outage():
+            await self._statement("stored offset")
         return self.offsets.get(partition)
 
     async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
+        with contention_is_outage():
+            async with self.transaction() as transaction:
+                await transaction.statement("create offset")
+                transaction.stage(lambda: self.offsets.update({partition: self.offsets.get(partition, offset)}))
+
+    async def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
         async with self.transaction() as transaction:
-            transaction.stage(lambda: self.offsets.update({partition: self.offsets.get(partition, offset)}))
+            await transaction.statement("set offset")
+            await transaction.lock(partition)
+            transaction.stage(lambda: self.database.set_offset(partition, offset))
 
     async def lock_holder(self, conversation_id: str) -> LockHolder | None:
-        await self._statement("lock holder")
+        with suppress(ContentionError):
+            await self._statement("lock holder")
         if (holder := self.database.holders.get(conversation_id)) is None:
             return None
         return LockHolder(id(holder), "memory", "somebody", self.database.clock(), "active")
 
     async def take_due_timers(self, limit: int) -> Sequence[DueTimer]:
-        async with self.transaction() as transaction:
-            await transaction.statement("due timers")
-            now = self.database.clock()
-            due = [key for at, key in sorted((at, key) for key, at in self.database.wake_at.items()) if at <= now]
-            free = [key for key in due if await transaction.lock(key, wait=False)][:limit]
-            return [self._push_back(transaction, key, now) for key in free]
+        with contention_is_outage():
+            async with self.transaction() as transaction:
+                await transaction.statement("due timers")
+                now = self.database.clock()
+                due = [key for at, key in sorted((at, key) for key, at in self.database.wake_at.items()) if at <= now]
+                free = [key for key in due if await transaction.lock(key, wait=False)][:limit]
+                return [self._push_back(transaction, key, now) for key in free]
 
     def _push_back(self, transaction: Transaction, key: str, now: datetime) -> DueTimer:
         deadline = self.conversations[key].sessions[-1].deadline
@@ -122,26 +158,29 @@ class MemoryStore:
         return DueTimer(key, deadline, now)
 
     async def overdue(self) -> int:
-        await self._statement("overdue")
+        with contention_is_outage():
+            await self._statement("overdue")
         limit = self.database.clock() - timedelta(seconds=60)
         deadlines = [found.sessions[-1].deadline for found in self.conversations.values()]
         return sum(deadline is not None and deadline < limit for deadline in deadlines)
 
     @asynccontextmanager
     async def turn(self, limit: int, seconds: float) -> AsyncIterator["MemoryOutboxBatch | None"]:
-        async with self.transaction() as transaction:
-            await transaction.statement("turn")
-            if not await transaction.lock(OUTBOX, wait=False):
-                yield None
-                return
-            await transaction.statement("oldest")
-            yield MemoryOutboxBatch(transaction, self._oldest(limit))
+        with contention_is_outage():
+            async with self.transaction() as transaction:
+                await transaction.statement("turn")
+                if not await transaction.lock(OUTBOX, wait=False):
+                    yield None
+                    return
+                await transaction.statement("oldest")
+                yield MemoryOutboxBatch(transaction, self._oldest(limit))
 
     def _oldest(self, limit: int) -> list[OutboxRow]:
         return sorted(self.database.outbox.values())[:limit]
 
     async def backlog(self) -> Backlog:
-        await self._statement("backlog")
+        with contention_is_outage():
+            await self._statement("backlog")
         waits = [(self.database.clock() - row.recorded_at).total_seconds() for row in self.database.outbox.values()]
         return Backlog(len(waits), max(waits, default=0.0))
 

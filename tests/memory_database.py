@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 
-from consumer.errors import ConnectionLostError, ContentionError, RefusedError, StaleOwnerError, UnavailableError
+from consumer.errors import (
+    ConnectionLostError,
+    ContentionError,
+    RefusedError,
+    StaleOwnerError,
+    UnavailableError,
+)
 from consumer.lifecycle.model import Change, Conversation, HistoryRow
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import OutboxRow
@@ -23,6 +29,15 @@ Statement = Callable[[str], Awaitable[None]]
 
 async def at_once(statement: str) -> None:
     """Nothing happens between two statements."""
+
+
+class UnansweredCommitError(Exception):
+    """Raised by a `Statement` at a COMMIT that the client gives up: the server ends it after so many seconds."""
+
+    def __init__(self, seconds: float, *, takes_effect: bool) -> None:
+        self.seconds = seconds
+        self.takes_effect = takes_effect
+        super().__init__()
 
 
 class MemoryDatabase:
@@ -43,6 +58,7 @@ class MemoryDatabase:
         self.outbox_ids = count(1)
         self.trail: list[tuple[Partition, int, int]] = []
         self.moved: Callable[[Partition, int, int], None] = lambda *_: None
+        self.was_set: Callable[[Partition, StoredOffset | None, StoredOffset], None] = lambda *_: None
         self.holders: dict[Row, Transaction] = {}
         self.open: set[Transaction] = set()
         self.waiting = 0
@@ -60,6 +76,12 @@ class MemoryDatabase:
         timers = [at for at in (self.wake_at.pop(key, None), session.idle_at, session.expires_at) if at]
         if session.expires_at is not None:
             self.wake_at[key] = min(timers)
+
+    def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
+        """An operator's decision."""
+        before, after = self.offsets.get(partition), StoredOffset(offset.cluster_id, offset.next_offset)
+        self.offsets[partition] = after
+        self.was_set(partition, before, after)
 
     async def released(self, seconds: float) -> None:
         """Waits until any lock is released; raises `ContentionError` after that long."""
@@ -105,6 +127,7 @@ class Transaction:
         self._statement = statement
         self._staged: list[Callable[[], None]] = []
         self._alive = True
+        self.is_left = False
         database.open.add(self)
 
     async def statement(self, name: str) -> None:
@@ -125,10 +148,10 @@ class Transaction:
         return True
 
     async def guard(self, progress: Progress) -> None:
-        await self.statement("guard")
-        if not self._stands(progress):
-            raise StaleOwnerError(f"not as it was left at {progress.start}")
         try:
+            await self.statement("guard")
+            if not self._stands(progress):
+                raise StaleOwnerError(f"not as it was left at {progress.start}")
             await self.lock(progress.partition)
         except ContentionError as error:
             raise UnavailableError("another owner holds the partition's offset row") from error
@@ -184,6 +207,11 @@ class Transaction:
         for write in self._staged:
             write()
         self.kill()
+
+    def leave_to_the_server(self, commit: UnansweredCommitError) -> None:
+        """Keeps the locks until the server ends the transaction, whatever its client does."""
+        self.is_left = True
+        asyncio.get_running_loop().call_later(commit.seconds, self.commit if commit.takes_effect else self.kill)
 
     def kill(self) -> None:
         """Rolls back what is not committed. Killed twice is fine."""

@@ -9,7 +9,7 @@ from typing import Any
 from consumer.decoding import encoded
 from consumer.lifecycle.model import Author, Event, Intent, ManualClose, Message, Status, Tick
 from consumer.settings import PolicySettings
-from tests.checker.verdicts import Ledger
+from tests.checker.ledger import Ledger
 
 CLOSINGS = (Status.FAILED, Status.USER_CLOSED, Status.SUPPORT_CLOSED, Status.AGENT_CLOSED)
 KINDS = {"user": 45, "agent": 22, "support": 6, "system": 3, "goodbye": 4, "close": 12}

@@ -76,6 +76,15 @@ def classified() -> Iterator[None]:
 
 
 @contextmanager
+def contention_is_outage(held: str) -> Iterator[None]:
+    """For callers that race with nobody: what another transaction holds is an outage to them, and they try again."""
+    try:
+        yield
+    except ContentionError as error:
+        raise UnavailableError(f"another transaction holds {held} ({error.reason})") from error
+
+
+@contextmanager
 def connecting(url: str) -> Iterator[None]:
     """Translates what making a connection raises: a setting that is wrong, or an outage."""
     server = f"PostgreSQL at {urlsplit(url).netloc.rpartition('@')[2] or 'its default address'}"

@@ -1,13 +1,13 @@
 """The outbox as its relay uses it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import asyncpg
 
-from consumer.errors import ContentionError, UnavailableError
 from consumer.outbox import MAX_COUNTED, Backlog, OutboxRow
 from consumer.postgres.errors import classified
+
+OUTBOX = "the table transition_outbox, or rows of it"
 
 # The lock ends with the transaction, so with the connection, through a pooler too. The relay is idle in the transaction
 # while it waits for Kafka: only for that long may it be.
@@ -20,15 +20,6 @@ BACKLOG = """
     SELECT (SELECT count(*) FROM (SELECT FROM transition_outbox LIMIT $1) AS counted),
         greatest(0, coalesce(extract(epoch FROM clock_timestamp() - (
             SELECT recorded_at FROM transition_outbox ORDER BY id LIMIT 1)), 0))::float8"""
-
-
-@contextmanager
-def outbox_contention_is_outage() -> Iterator[None]:
-    """Nobody's race is lost where a lock on the outbox is in the way: the relay tries again."""
-    try:
-        yield
-    except ContentionError as error:
-        raise UnavailableError("another transaction holds the table transition_outbox, or rows of it") from error
 
 
 class PostgresOutboxBatch:

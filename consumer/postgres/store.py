@@ -28,10 +28,11 @@ from consumer.postgres.attempt import (
     session_from_row,
 )
 from consumer.postgres.client import APPLICATION, set_for_transaction
+from consumer.postgres.errors import contention_is_outage
 from consumer.postgres.histories import HistoryPage, history_pages
 from consumer.postgres.history import HISTORY, about_how_many, history_row, ids_after, read_stored
 from consumer.postgres.locks import END_SILENT, find_holder
-from consumer.postgres.outbox import PostgresOutboxBatch, backlog, outbox_contention_is_outage, take_turn
+from consumer.postgres.outbox import OUTBOX, PostgresOutboxBatch, backlog, take_turn
 from consumer.postgres.pool import Pool, create_engine
 from consumer.postgres.repair import count_rows, delete_rows, write_repaired
 from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
@@ -65,6 +66,8 @@ _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
 
+_OFFSETS = "the table kafka_offset, or rows of it"
+_TIMERS = "the table conversation"
 _LOOK_UP_SECONDS = 0.9
 
 
@@ -100,23 +103,28 @@ class PostgresStore:
 
     async def take_due_timers(self, limit: int) -> list[DueTimer]:
         """See `ticker.Timers`. A timer whose row somebody else locks is left for the next call."""
-        async with self._transaction("timers", None) as connection:
-            return [DueTimer(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit)]
+        with contention_is_outage(_TIMERS):
+            async with self._transaction("timers", None) as connection:
+                return [DueTimer(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit)]
 
     async def overdue(self) -> int:
         """See `ticker.Timers`. A deadline that is overdue has its timer within the next quarter of an hour."""
-        async with self._connection("load") as connection:
-            return int(await connection.fetchval(_OVERDUE))
+        with contention_is_outage(_TIMERS):
+            async with self._connection("load") as connection:
+                return int(await connection.fetchval(_OVERDUE))
 
     async def stored_offset(self, partition: Partition) -> StoredOffset | None:
-        async with self._connection("load") as connection:
-            row = await connection.fetchrow(_STORED_OFFSET, *partition_key(partition))
+        with contention_is_outage(_OFFSETS):
+            async with self._connection("load") as connection:
+                row = await connection.fetchrow(_STORED_OFFSET, *partition_key(partition))
         return StoredOffset(*row) if row else None
 
     async def create_offset(self, partition: Partition, offset: StoredOffset) -> None:
         """Inserts the row at a partition's first assignment. A row that exists stays as it is."""
-        async with self._transaction("save", None) as connection:
-            await connection.execute(_CREATE_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
+        key = partition_key(partition)
+        with contention_is_outage(_OFFSETS):
+            async with self._transaction("save", None) as connection:
+                await connection.execute(_CREATE_OFFSET, *key, offset.cluster_id, offset.next_offset)
 
     async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
         """The offsets of all groups, by group, topic and partition."""
@@ -244,13 +252,13 @@ class PostgresStore:
     @asynccontextmanager
     async def turn(self, limit: int, seconds: float) -> AsyncIterator[PostgresOutboxBatch | None]:
         """See `outbox.Outbox`."""
-        with outbox_contention_is_outage():
+        with contention_is_outage(OUTBOX):
             async with self._transaction("outbox", None) as connection:
                 yield await take_turn(connection, limit, seconds)
 
     async def backlog(self) -> Backlog:
         """See `outbox.Outbox`."""
-        with outbox_contention_is_outage():
+        with contention_is_outage(OUTBOX):
             async with self._connection("load") as connection:
                 return await backlog(connection)
 

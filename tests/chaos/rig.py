@@ -21,7 +21,7 @@ from consumer.records import Record
 from consumer.settings import KafkaSettings
 from tests.chaos.deployment import Deployment
 from tests.chaos.sender import Caller, Sender, Written
-from tests.checker.verdicts import Ledger
+from tests.checker.ledger import Ledger
 from tests.demo.environment import TRAIL
 from tests.stack.broker import delete, read_all
 from tests.stack.database import execute

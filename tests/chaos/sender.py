@@ -15,7 +15,7 @@ from consumer.lifecycle.model import Event
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings, KafkaSettings
-from tests.checker.verdicts import Key, Ledger, key_of
+from tests.checker.ledger import Key, Ledger, key_of
 from tests.traffic import SHORT_POLICY, Traffic
 
 TICKS_PER_SECOND = 10

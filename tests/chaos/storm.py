@@ -10,7 +10,7 @@ from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.faults.catalogue import Track
 from tests.chaos.rig import Plan, Rig, Services, prepared
 from tests.chaos.verdict import Recovery, judge, recovery, rest
-from tests.checker.verdicts import Verdict
+from tests.checker.ledger import Verdict
 
 CALM_SECONDS = 2.0
 """Of traffic without a fault, before and after."""

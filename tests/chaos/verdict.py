@@ -9,7 +9,8 @@ from consumer.kafka.admin import admin
 from tests.chaos.rig import CANARY, Rig
 from tests.chaos.waiting import within
 from tests.checker.evidence import collect
-from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
+from tests.checker.ledger import Evidence, Verdict, key_of
+from tests.checker.verdicts import event_in, liveness, safety
 from tests.traffic import SHORT_POLICY
 
 REST_SECONDS = 180.0

@@ -14,7 +14,7 @@ from consumer.postgres.store import PostgresStore
 from consumer.records import Record
 from consumer.settings import DatabaseSettings, KafkaSettings
 from schemas import Transition
-from tests.checker.verdicts import Evidence, Letter, Move, Published
+from tests.checker.ledger import Evidence, Letter, Move, Published
 from tests.stack.broker import read_all
 
 IDS = "SELECT conversation_id FROM conversation UNION SELECT conversation_id FROM conversation_event"

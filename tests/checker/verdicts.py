@@ -5,8 +5,7 @@ the faults are healed and everybody had time.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -27,100 +26,10 @@ from consumer.observability.metrics import Sample, total
 from consumer.outbox import OutboxRow, event_id
 from consumer.records import Record
 from schemas import Invalid, decode
+from tests.checker.ledger import Evidence, Key, Ledger, Place, Verdict, key_of, place_of
 
-Key = tuple[str, str, str]
-"""Conversation id, source, event id: what an event is known by."""
-Place = tuple[str, int]
-"""Topic and partition."""
 Read = Sequence[tuple[Record, Event | None]]
 """The log, each record with the event in it; none in poison."""
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What was sent: `events` were acknowledged, by the log or by the service; of `unsure` nobody knows."""
-
-    events: set[Key] = field(default_factory=set)
-    unsure: set[Key] = field(default_factory=set)
-    poison: Counter[tuple[bytes | None, bytes | None]] = field(default_factory=Counter)
-    written: set[Key] = field(default_factory=set)
-    """Those that came, or came as well, by the service."""
-    records: int = 0
-    direct: int = 0
-
-    def note(self, event: Event) -> None:
-        if not isinstance(event, Tick):
-            self.events.add(key_of(event))
-
-    def note_written(self, event: Event) -> None:
-        """The service has acknowledged it."""
-        self.direct += 1
-        if not isinstance(event, Tick):
-            self.written.add(key_of(event))
-            self.events.add(key_of(event))
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter, and the place in the log that it names."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A change of a stored offset."""
-
-    topic: str
-    partition: int
-    before: int
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A record of the transition topic."""
-
-    conversation_id: str
-    version: int
-    event_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What a run left behind. `conversations` have all their sessions; `offsets` are the next ones.
-
-    `published` is the transition topic, in its order; null where nothing publishes. After rewinds it also has
-    transitions that were undone.
-    """
-
-    conversations: Mapping[str, Conversation]
-    histories: Mapping[str, History]
-    log: Sequence[Record]
-    letters: Sequence[Letter]
-    offsets: Mapping[Place, int]
-    moves: Sequence[Move]
-    published: Sequence[Published] | None = None
-    rewinds: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One invariant: how many things were looked at, and those that break it."""
-
-    invariant: str
-    looked_at: int
-    violations: tuple[str, ...]
-    story: tuple[str, ...] = ()
-    """What happened to the first conversation that breaks it, in order."""
-
-    @property
-    def holds(self) -> bool:
-        return not self.violations
 
 
 def safety(ledger: Ledger, evidence: Evidence, policy: Policy) -> list[Verdict]:
@@ -142,17 +51,36 @@ def safety(ledger: Ledger, evidence: Evidence, policy: Policy) -> list[Verdict]:
 def liveness(ledger: Ledger, evidence: Evidence, settled_to: datetime | None = None) -> list[Verdict]:
     """What must hold in the end. With `settled_to`, every deadline before it has taken effect."""
     seen = _applied(evidence)
-    places = {(letter.topic, letter.partition, letter.offset): letter for letter in evidence.letters}
+    places = {place_of(letter): letter for letter in evidence.letters}
     dead_lettered = Counter((letter.key, letter.value) for letter in places.values())
     sessions = [(key, c.sessions[-1].deadline) for key, c in evidence.conversations.items() if c.sessions]
     overdue = [key for key, deadline in sessions if settled_to and deadline and deadline < settled_to]
+    events, poison = _given_up(ledger, evidence, places.keys())
     return [
-        Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys())),
-        Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - dead_lettered)),
+        Verdict("no event lost", len(ledger.events), _some(ledger.events - seen.keys() - events)),
+        Verdict("all poison is in dead letters", ledger.poison.total(), _some(ledger.poison - dead_lettered - poison)),
         _at_the_end(evidence),
         *_all_published(evidence),
         *([Verdict("no deadline without effect", len(sessions), _some(overdue))] if settled_to else ()),
     ]
+
+
+def _given_up(
+    ledger: Ledger, evidence: Evidence, dead_lettered: Set[tuple[str, int, int]]
+) -> tuple[set[Key], Counter[tuple[bytes | None, bytes | None]]]:
+    """Events and poison that nobody can ask for: given up wherever they lay, and not written by the service."""
+    if not evidence.given_up:
+        return set(), Counter()
+    given_up: set[Key] = set()
+    elsewhere: set[Key] = set()
+    poison: Counter[tuple[bytes | None, bytes | None]] = Counter()
+    for record in evidence.log:
+        is_given_up = place_of(record) in evidence.given_up
+        if (event := event_in(record)) is not None:
+            (given_up if is_given_up else elsewhere).add(key_of(event))
+        if is_given_up and place_of(record) not in dead_lettered:
+            poison[record.key, record.value] += 1
+    return given_up - elsewhere - ledger.written, poison
 
 
 def truth_of_metrics(ledger: Ledger, evidence: Evidence, metrics: Sequence[Sample]) -> list[Verdict]:
@@ -175,10 +103,6 @@ def story(history: History) -> tuple[str, ...]:
         f"{row.outcome}: {row.from_status or '-'} -> {row.to_status} [{row.source} {row.event_id}]"
         for row, recorded_at in history
     )
-
-
-def key_of(event: Event | HistoryRow) -> Key:
-    return event.conversation_id, event.source, event.event_id
 
 
 def _applied(evidence: Evidence) -> Counter[Key]:
@@ -238,24 +162,23 @@ def _is_fair(row: HistoryRow) -> bool:
 
 def _letters_are_poison(ledger: Ledger, evidence: Evidence) -> Verdict:
     """Byte for byte what lies in the log. One may repeat after a crash."""
-    log = {(record.topic, record.partition, record.offset): (record.key, record.value) for record in evidence.log}
+    log = {place_of(record): (record.key, record.value) for record in evidence.log}
     wrong = [
         f"{letter.topic}[{letter.partition}] {letter.offset}"
         for letter in evidence.letters
-        if log.get((letter.topic, letter.partition, letter.offset)) != (letter.key, letter.value)
-        or (letter.key, letter.value) not in ledger.poison
+        if log.get(place_of(letter)) != (letter.key, letter.value) or (letter.key, letter.value) not in ledger.poison
     ]
     return Verdict("dead letters are poison, byte for byte", len(evidence.letters), tuple(wrong))
 
 
 def _nothing_skipped(evidence: Evidence, read: Read, seen: Mapping[Key, int]) -> Verdict:
-    """Whatever lies before a stored offset has its effect, or its dead letter."""
-    dead_lettered = {(letter.topic, letter.partition, letter.offset) for letter in evidence.letters}
+    """Whatever lies before a stored offset has its effect, or its dead letter, or was given up."""
+    accounted_for = {place_of(letter) for letter in evidence.letters} | evidence.given_up
     passed = [(r, event) for r, event in read if r.offset < evidence.offsets.get((r.topic, r.partition), 0)]
     skipped = [
         f"{record.topic}[{record.partition}] {record.offset}"
         for record, event in passed
-        if (record.topic, record.partition, record.offset) not in dead_lettered and not _has_effect(event, seen)
+        if place_of(record) not in accounted_for and not _has_effect(event, seen)
     ]
     return Verdict("nothing before a stored offset is skipped", len(passed), tuple(skipped))
 
@@ -280,6 +203,8 @@ def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence, read: Read) -> 
     first_seen: dict[tuple[Place, str], list[Key]] = {}
     for record, event in sorted(read, key=lambda pair: pair[0].offset):
         if event is None or isinstance(event, Tick) or (key := key_of(event)) not in versions or key in elsewhere:
+            continue
+        if place_of(record) in evidence.given_up:
             continue
         place = record.topic, record.partition
         if place not in places.setdefault(key, set()):

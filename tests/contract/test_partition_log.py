@@ -4,10 +4,10 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Protocol
 
 import pytest
+from aiokafka import TopicPartition
 
 from consumer.errors import PartitionStoppedError
 from consumer.kafka.admin import admin
@@ -16,13 +16,13 @@ from consumer.kafka.producer import KafkaProducer
 from consumer.kafka.source import KafkaSource
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
-from consumer.offsets import Partition, StoredOffset
+from consumer.offsets import Partition
 from consumer.records import Record
 from consumer.settings import KafkaSettings, WorkerSettings
 from consumer.worker import PartitionLog
+from tests.memory_kafka.cluster import MemoryCluster
+from tests.memory_kafka.consumer import MemoryConsumer
 from tests.memory_log import MemoryLog
-from tests.simulation.processes import Replica, SimulatedLog
-from tests.simulation.world import World
 from tests.stack.broker import delete
 from tests.stack.services import Services
 
@@ -40,24 +40,6 @@ class Subject(Protocol):
     async def revoke(self) -> None: ...
 
 
-class Simulated:
-    def __init__(self) -> None:
-        self._world = World(0)
-        self._world.healed = True
-        self._replica = Replica(self._world, "replica")
-        self._log = SimulatedLog(self._replica, 0)
-        self.log: PartitionLog = self._log
-
-    async def publish(self, *values: bytes) -> None:
-        for value in values:
-            self._world.append(None, value)
-        end = self._world.end(0)
-        self._replica.store.offsets[self.log.partition] = StoredOffset("cluster", end)
-
-    async def revoke(self) -> None:
-        self._log.revoke()
-
-
 class InMemory:
     def __init__(self) -> None:
         self._log = MemoryLog(Partition("group", "events", 0))
@@ -68,6 +50,48 @@ class InMemory:
 
     async def revoke(self) -> None:
         self._log.revoke()
+
+
+class Simulated:
+    """The adapter on a client in memory, as the simulation runs it."""
+
+    def __init__(self) -> None:
+        self._cluster = MemoryCluster()
+        self._cluster.create("events")
+        self._place = TopicPartition("events", 0)
+        self._consumer = MemoryConsumer(self._cluster, group_id="group")
+        self._assigned: asyncio.Future[AssignedPartition] = asyncio.get_running_loop().create_future()
+        self._source = KafkaSource(
+            KafkaSettings(group_id="group", topics=("events",)),
+            WorkerSettings(max_buffered=5),
+            Metrics(("events",)),
+            Health(),
+            self._worker,
+            client=lambda **_: self._opened(),
+            cluster_id=self._cluster.id,
+        )
+
+    def _opened(self) -> MemoryConsumer:
+        return self._consumer
+
+    async def start(self) -> None:
+        self._running = asyncio.create_task(self._source.run())
+        await until(lambda: self._consumer._listener is not None)
+        await self._consumer.assign(self._place)
+        self.log: PartitionLog = await asyncio.wait_for(self._assigned, SECONDS)
+
+    async def _worker(self, partition: AssignedPartition) -> None:
+        self._assigned.set_result(partition)
+        while not await partition.revoked_within(SECONDS):
+            pass
+
+    async def publish(self, *values: bytes) -> None:
+        for value in values:
+            self._cluster.append(self._place, value)
+
+    async def revoke(self) -> None:
+        self._source.stop()
+        await asyncio.wait_for(self._running, SECONDS)
 
 
 class Real:
@@ -121,17 +145,18 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     if request.param == "memory":
         return InMemory()
     if request.param == "simulated":
-        request.getfixturevalue("one_partition")
-        return Simulated()
+        simulated: Simulated = request.getfixturevalue("simulated")
+        return simulated
     made: Real = request.getfixturevalue("real")
     return made
 
 
 @pytest.fixture
-def one_partition(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A world of one partition, in which the database and the network are quick."""
-    shape = replace(World(0).shape, partitions=1, pace_seconds=0.001, faults=())
-    monkeypatch.setattr("tests.simulation.world.Shape.of", lambda _: shape)
+async def simulated() -> AsyncIterator[Simulated]:
+    made = Simulated()
+    await made.start()
+    yield made
+    await made.revoke()
 
 
 async def taken(log: PartitionLog, count: int, limit: int = 100) -> list[Record]:

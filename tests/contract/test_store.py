@@ -201,6 +201,15 @@ class TestOffsets:
         assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7)
         assert await store.stored_offset(Partition("group", "events", 4)) is None
 
+    async def test_an_operator_sets_it_in_any_cluster(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        event = message(at=NOW)
+        await save(store, decide(await load(store, event), event), Progress(PLACE, 7, 12, next_mark=5))
+
+        await store.set_offset(PLACE, StoredOffset("another", 3))
+
+        assert await store.stored_offset(PLACE) == StoredOffset("another", 3)
+
     async def test_it_moves_with_the_effects(self, store: AnyStore) -> None:
         await store.create_offset(PLACE, StoredOffset("cluster", 7))
         event = message(at=NOW)

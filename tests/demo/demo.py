@@ -18,7 +18,8 @@ from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.checker.evidence import collect, transitions
-from tests.checker.verdicts import Evidence, Ledger, Verdict, liveness, safety, truth_of_metrics
+from tests.checker.ledger import Evidence, Ledger, Verdict
+from tests.checker.verdicts import liveness, safety, truth_of_metrics
 from tests.demo.contention import sweep
 from tests.demo.downstream import Downstream
 from tests.demo.environment import (

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from consumer.lifecycle.model import Conversation
 from schemas import Transition
-from tests.checker.verdicts import Verdict
+from tests.checker.ledger import Verdict
 
 
 @dataclass(slots=True)

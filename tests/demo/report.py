@@ -11,7 +11,7 @@ from rich.table import Table
 
 from consumer.lifecycle.model import EVENT_KINDS, Outcome
 from consumer.observability.metrics import INVALID, Sample, total
-from tests.checker.verdicts import Ledger, Verdict
+from tests.checker.ledger import Ledger, Verdict
 from tests.demo.contention import Point
 from tests.demo.races import RACES, Score
 

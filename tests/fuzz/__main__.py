@@ -26,7 +26,8 @@ from consumer.settings import DatabaseSettings, OutboxSettings, WorkerSettings
 from consumer.worker import PartitionWorker
 from schemas import Transition
 from tests.checker.evidence import conversations
-from tests.checker.verdicts import Evidence, Ledger, Letter, Published, Verdict, event_in, liveness, safety
+from tests.checker.ledger import Evidence, Ledger, Letter, Published, Verdict
+from tests.checker.verdicts import event_in, liveness, safety
 from tests.fuzz.records import Fuzzer, Made
 from tests.stack.database import new_database
 from tests.stack.services import Services, services

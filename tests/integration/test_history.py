@@ -23,6 +23,7 @@ from consumer.settings import WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.builders import HOUR, MINUTE, close, message
 from tests.checker import evidence, verdicts
+from tests.checker.ledger import Evidence
 from tests.conftest import opened
 from tests.e2e.conftest import until
 from tests.fuzz.__main__ import Letters
@@ -68,7 +69,7 @@ async def compared(store: PostgresStore) -> Finding:
 async def broken_invariants(database: str) -> list[str]:
     """Of the checker, which knows nothing of repairs."""
     found, histories = await evidence.conversations(database)
-    judged = verdicts._conversations(verdicts.Evidence(found, histories, [], [], {}, []), POLICY)
+    judged = verdicts._conversations(Evidence(found, histories, [], [], {}, []), POLICY)
     return [verdict.invariant for verdict in judged if not verdict.holds]
 
 

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
-from consumer.errors import ConcurrencyError
+from consumer.errors import ConcurrencyError, UnavailableError
+from consumer.offsets import Partition, StoredOffset
 from consumer.postgres.client import APPLICATION
 from consumer.postgres.store import PostgresStore
 from consumer.service.ports import LockHolder
@@ -75,6 +76,22 @@ async def test_who_is_inserting_a_row_is_named(store: PostgresStore, database: s
 async def test_who_holds_the_table_is_named(store: PostgresStore, database: str) -> None:
     async with holding(database, "LOCK TABLE conversation IN ACCESS EXCLUSIVE MODE") as holder:
         assert await store.lock_holder("c-1") == holder
+
+
+async def test_a_lock_on_a_table_is_an_outage_to_workers_and_tickers(store: PostgresStore, database: str) -> None:
+    place = Partition("group", "events", 0)
+
+    async with holding(database, "LOCK TABLE conversation, kafka_offset IN ACCESS EXCLUSIVE MODE"):
+        for asked in (
+            store.stored_offset(place),
+            store.create_offset(place, StoredOffset("cluster", 0)),
+            store.take_due_timers(10),
+            store.overdue(),
+        ):
+            with pytest.raises(UnavailableError, match="another transaction holds the table"):
+                await asked
+
+    assert await store.stored_offset(place) is None
 
 
 async def test_the_holder_is_named_not_others_who_wait(store: PostgresStore, database: str) -> None:

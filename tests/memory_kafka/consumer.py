@@ -131,7 +131,7 @@ class MemoryConsumer:
     async def _tell(self, what: str) -> None:
         """As aiokafka does, which logs what a listener raises and goes on."""
         try:
-            called: Awaitable[None] = getattr(self._listener, what)(set(self._places))
+            called: Awaitable[None] = getattr(self._listener, what)(self._places.keys())  # a set in a fixed order
             await called
         except Exception as error:
             self.listener_errors.append(error)

@@ -9,7 +9,7 @@ from functools import partial
 
 from consumer.kafka.producer import KafkaProducer
 from consumer.service.service import ConversationService
-from tests.checker.verdicts import Ledger
+from tests.checker.ledger import Ledger
 from tests.conftest import opened
 from tests.demo.demo import Options, publish
 from tests.demo.environment import POLL_SECONDS, WAIT_SECONDS, Environment, prepared, until_all_ready

@@ -12,7 +12,7 @@ from consumer.postgres.store import PostgresStore
 from consumer.records import Record
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
-from tests.checker.verdicts import Ledger
+from tests.checker.ledger import Ledger
 from tests.traffic import SHORT_POLICY, Mix, Traffic
 
 BATCH = 2000

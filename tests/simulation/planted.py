@@ -1,8 +1,7 @@
 """Planted bugs: each must turn the checker red. Subclasses and functions in the place of the right ones."""
 
-import builtins
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,27 +23,10 @@ from consumer.worker import PartitionWorker
 from tests.checker.planted import resumed
 from tests.fakes import MemoryAttempt, MemoryOutboxBatch, MemoryStore
 from tests.memory_database import Transaction
-from tests.simulation import processes
-from tests.simulation.processes import SimulatedLog
+from tests.simulation import planted_kafka, processes, replica
+from tests.simulation.replacing import replaced
 
 Plant = Callable[[], AbstractContextManager[None]]
-
-
-@contextmanager
-def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """`other` in the place of `owner.name`, or of a builtin that the module uses by that name."""
-    missing = object()
-    original = vars(owner).get(name, missing)
-    if original is missing and not hasattr(builtins, name):
-        raise LookupError(f"{owner} has no {name}")
-    setattr(owner, name, other)
-    try:
-        yield
-    finally:
-        if original is missing:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
 
 
 class OffsetFirst(MemoryStore):
@@ -156,14 +138,6 @@ def delete_up_to_the_last(batch: MemoryOutboxBatch) -> None:
         del outbox[number]
 
 
-class FromTheEnd(SimulatedLog):
-    """A partition without a stored offset starts at the end of the log."""
-
-    async def bounds(self) -> tuple[int, int]:
-        first, end = await super().bounds()
-        return (first if self.partition in self._process.store.offsets else end), end
-
-
 class LateDeadLetters(PartitionWorker):
     """Sends the dead letters of a batch after its offset has moved."""
 
@@ -235,11 +209,10 @@ advance = Transaction._advance
 store = partial(replaced, processes, "MemoryStore")
 BUGS: dict[str, Plant] = {
     "offsets stored before the effects": partial(store, OffsetFirst),
-    "offset reset to latest": partial(replaced, processes, "SimulatedLog", FromTheEnd),
-    "dead letter sent after the offset": partial(replaced, processes, "PartitionWorker", LateDeadLetters),
+    "dead letter sent after the offset": partial(replaced, replica, "PartitionWorker", LateDeadLetters),
     "refused event dead-lettered after the offset": partial(replaced, worker, "Batch", RefusedDeadLetteredLate),
     "part of a batch moves the offset": partial(replaced, worker, "Batch", PartMovesOffset),
-    "rewind of an idle partition not noticed": partial(replaced, processes, "PartitionWorker", BlindToRewinds),
+    "rewind of an idle partition not noticed": partial(replaced, replica, "PartitionWorker", BlindToRewinds),
     "priority compared with <=": partial(
         replaced, rules, "RANK", {status: NotStrictly(rank) for status, rank in RANK.items()}
     ),
@@ -261,4 +234,5 @@ BUGS: dict[str, Plant] = {
         replaced, processes, "OutboxRelay", UnacknowledgedTransitions
     ),
     "transitions deleted up to an id": partial(replaced, MemoryOutboxBatch, "_delete", delete_up_to_the_last),
+    **planted_kafka.BUGS,
 }

@@ -1,30 +1,36 @@
-"""The processes of a schedule: replicas, tickers, other writers; production code on fake ports. Any may die."""
+"""The processes of a schedule: tickers, relays, other writers; production code on fake ports. Any may die."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextvars import copy_context
 from random import Random
 from typing import Any
 
 from consumer.errors import ConcurrencyError, ConnectionLostError, UnavailableError
 from consumer.lifecycle.model import Event
 from consumer.observability.health import Health
+from consumer.observability.lag import Lag
 from consumer.observability.metrics import Metrics
-from consumer.offsets import Partition
 from consumer.outbox import OutboxRelay
-from consumer.records import DeadLetter, Record
 from consumer.service.service import ConversationService
-from consumer.settings import OutboxSettings, TickerSettings, WorkerSettings
+from consumer.settings import OutboxSettings, TickerSettings
 from consumer.ticker import Ticker
-from consumer.worker import PartitionWorker
-from tests.checker.verdicts import key_of
+from tests.checker.ledger import key_of
 from tests.fakes import MemoryStore
-from tests.simulation.world import GROUP, TOPIC, Fault, World
+from tests.simulation.loop import OWNED, Tasks
+from tests.simulation.topic import TOPIC
+from tests.simulation.world import Fault, World
 from tests.traffic import SHORT_POLICY, Traffic
 
-METRICS = Metrics([TOPIC])
-"""Of all schedules: what they have reached."""
-DRAIN_SECONDS = 8.0
+
+class SharedMetrics(Metrics):
+    """Of all schedules: what they have reached. What a replica is like at the moment is nobody's business here."""
+
+    def watch_lag(self, read: Callable[[], Iterable[Lag]]) -> None:
+        return
+
+
+METRICS = SharedMetrics([TOPIC])
 IDLE_IN_TRANSACTION_SECONDS = 5.0
 
 
@@ -47,12 +53,13 @@ class Process:
         self._rewinds = world.rewinds
         self._running = asyncio.Event()
         self._running.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: Tasks = {}
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._watched(work))
-        self._tasks.add(task)
-        return task
+        """Runs it in the process: the tasks that it creates are the process's too."""
+        context = copy_context()
+        context.run(OWNED.set, self._tasks)
+        return asyncio.create_task(self._watched(work), context=context)
 
     async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
         """What ends by an error breaks the schedule: "nobody fails"."""
@@ -64,10 +71,14 @@ class Process:
     async def reach(self, what: str) -> None:
         """Before anything that leaves the process."""
         await self.world.latency()
-        await self._running.wait()
+        await self.go_on_running()
         if not self.alive:
-            await asyncio.Event().wait()
+            raise asyncio.CancelledError  # a task may have swallowed the one of the crash
         self.world.tell(self.name, what)
+
+    async def go_on_running(self) -> None:
+        """Returns at once unless the process stands still."""
+        await self._running.wait()
 
     async def statement(self, what: str) -> None:
         await self.reach(what)
@@ -84,7 +95,7 @@ class Process:
         self.world.tell(self.name, "CRASHES")
         self.alive = False
         self._end_transactions()
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
 
     def stall(self) -> None:
@@ -104,115 +115,6 @@ class Process:
     def go_on(self) -> None:
         self._running.set()
 
-    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
-        """Whether the event came in time, as the process sees it."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
-        await self._running.wait()
-        return event.is_set()
-
-
-class SimulatedLog:
-    """See `worker.PartitionLog`: a partition, from its assignment until the process hears of its revocation."""
-
-    def __init__(self, process: Process, number: int) -> None:
-        self.partition = Partition(GROUP, TOPIC, number)
-        self._process = process
-        self._world = process.world
-        self._position = 0
-        self._taken_at = 0
-        self._news, self._revoked = asyncio.Event(), asyncio.Event()
-        self._world.listeners.append(self._news)
-
-    async def cluster_id(self) -> str:
-        await self._process.reach("cluster id")
-        return "cluster"
-
-    async def bounds(self) -> tuple[int, int]:
-        await self._process.reach("bounds")
-        return 0, self._world.end(self.partition.number)
-
-    def seek(self, offset: int) -> None:
-        self._position = offset
-
-    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
-        await self._process.reach("take")
-        if not self._revoked.is_set() and not self._next():
-            self._news.clear()
-            await self._process.wait(self._news, seconds)
-        if self._revoked.is_set() or not (records := self._next()):
-            return ()
-        taken = records[: self._world.rng.randint(1, limit)]
-        self._position = taken[-1].offset + 1
-        self._taken_at = self._world.rewinds
-        self._world.tell(self._process.name, f"took [{self.partition.number}] {[r.offset for r in taken]}")
-        return taken
-
-    def _next(self) -> Sequence[Record]:
-        return [record for record in self._world.log[self.partition.number] if record.offset >= self._position]
-
-    def is_revoked(self) -> bool:
-        return self._revoked.is_set()
-
-    def applied(self, next_offset: int) -> None:
-        """What goes to Kafka as committed must be in the database, but for a rewind that comes in between."""
-        stored = self._process.store.offsets.get(self.partition)
-        if self._taken_at == self._world.rewinds and (stored is None or stored.next_offset < next_offset):
-            self._world.failures.append(f"{self._process.name} would commit {next_offset}, stored is {stored}")
-
-    def pause(self) -> None:
-        pass
-
-    async def revoked_within(self, seconds: float) -> bool:
-        return await self._process.wait(self._revoked, seconds)
-
-    def revoke(self) -> None:
-        self._revoked.set()
-        self._news.set()
-        self._world.listeners.remove(self._news)
-
-
-class Replica(Process):
-    """A member of the consumer group."""
-
-    def __init__(self, world: World, name: str) -> None:
-        super().__init__(world, name)
-        self.hears = True
-        self._owned: list[tuple[SimulatedLog, asyncio.Task[None]]] = []
-
-    def assign(self, numbers: Iterable[int]) -> None:
-        settings = WorkerSettings(max_batch=self.world.shape.max_batch, outage_backoff_max_seconds=2)
-        for number in numbers:
-            source = SimulatedLog(self, number)
-            worker = PartitionWorker(
-                source,
-                self.service,
-                self.store,
-                self,
-                settings=settings,
-                metrics=METRICS,
-                health=self.health,
-                rng=Random(self.world.rng.random()),
-            )
-            self._owned.append((source, self.spawn(worker.run())))
-
-    @property
-    def owned(self) -> set[int]:
-        return {source.partition.number for source, _ in self._owned}
-
-    async def release(self) -> None:
-        """Gives all partitions up and waits for the workers, but not for ever: the guard holds off who hangs."""
-        owned, self._owned = self._owned, []
-        for source, _ in owned:
-            source.revoke()
-        if owned:
-            await asyncio.wait([task for _, task in owned], timeout=DRAIN_SECONDS)
-
-    async def send(self, letters: Sequence[DeadLetter]) -> None:
-        """See `worker.DeadLetters`."""
-        await self.reach("dead letters")
-        await self.world.dead_letter(letters)
-
 
 class TickerProcess(Process):
     """The reference ticker."""
@@ -225,6 +127,7 @@ class TickerProcess(Process):
 
     async def _emit(self, key: bytes, value: bytes) -> None:
         await self.reach("emit")
+        self.world.reach_kafka()
         lost = self.world.strikes(Fault.LOST_TICK, 0.2)
         if not lost or self.world.rng.random() < 0.5:
             self.world.append(key, value)

@@ -2,29 +2,39 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import structlog
-
 from consumer.decoding import encoded
-from consumer.errors import ConnectionLostError
-from consumer.lifecycle.model import Event, ManualClose, Status, Tick
-from tests.checker.verdicts import Evidence, Verdict, event_in, key_of, liveness, safety
-from tests.fakes import MemoryStore
+from consumer.kafka import source
+from consumer.lifecycle.model import Event, ManualClose, Status
+from tests.checker.ledger import Verdict
+from tests.checker.verdicts import liveness, safety
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.processes import OtherWriter, Process, RelayProcess, Replica, TickerProcess
+from tests.simulation.operator import Operator
+from tests.simulation.processes import OtherWriter, Process, RelayProcess, TickerProcess
+from tests.simulation.replacing import replaced
+from tests.simulation.replica import Replica
+from tests.simulation.services import Services
+from tests.simulation.traces import count_traffic, logged
 from tests.simulation.world import REFUSED, Fault, World
 from tests.traffic import SHORT_POLICY, Mix, Traffic
 
 SESSION_SECONDS = 10.0
+READY_SECONDS = 30.0
+"""How long a replica at rest may take to say that it is ready."""
 PATIENCE_SECONDS = 1000.0
 """Of virtual time: a lost tick comes again after a minute, and then after longer."""
-PROCESS_FAULTS = (Fault.CRASH, Fault.RESTART, Fault.STALL, Fault.ZOMBIE, Fault.REBALANCE)
-DATABASE_FAULTS = (Fault.OUTAGE, Fault.REWIND, Fault.CLOCK, Fault.ROW_LOCK)
+ACTS = (
+    *(Fault.CRASH, Fault.RESTART, Fault.STALL, Fault.ZOMBIE, Fault.REBALANCE),
+    *(Fault.OUTAGE, Fault.REWIND, Fault.CLOCK, Fault.ROW_LOCK),
+    *(Fault.NO_KAFKA, Fault.RETENTION, Fault.OTHER_CLUSTER),
+)
+POLL_SECONDS = 1.0
+"""Ten times as long as in production: half of the time would go into polls that bring nothing."""
+COUNTED_BY_EFFECT = (Fault.REWIND, Fault.RETENTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,7 @@ class Run:
 
 def run(seed: int) -> Run:
     """Plays a schedule to its end and judges it."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with replaced(source, "POLL_SECONDS", POLL_SECONDS), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(Schedule(seed).play())
 
 
@@ -83,13 +93,16 @@ class Schedule:
                 if not isinstance(process, RelayProcess):
                     process.crash()
             at_rest = at_rest and await self._rest()
-            for replica in self.replicas:
-                await replica.release()
+            await asyncio.sleep(READY_SECONDS)
+            not_ready = self._not_ready()
+            for replica in self._living():
+                await replica.stop()
         evidence = world.evidence()
         verdicts += safety(world.ledger, evidence, SHORT_POLICY.policy)
         verdicts += liveness(world.ledger, evidence, settled_to=world.now() - timedelta(seconds=1))
         verdicts.append(Verdict("all comes to rest", 1, () if at_rest else ("not in time",)))
         verdicts.append(Verdict("dead letters come before the offset", len(evidence.letters), tuple(world.early)))
+        verdicts.append(Verdict("all are ready in the end", len(self.replicas), tuple(not_ready)))
         verdicts.append(Verdict("nobody fails", len(world.failures), tuple(world.failures)))
         count_traffic(world.struck, evidence)
         return Run(self.seed, verdicts, world.struck, world.trace)
@@ -99,6 +112,7 @@ class Schedule:
         shape = self.world.shape
         self.replicas = [self._replica() for _ in range(shape.replicas)]
         self.others = [self._ticker(), *(self._relay() for _ in range(shape.relays))]
+        self.operator = Operator(self.world, self._living)
         if Fault.OTHER_WRITER in shape.faults:
             own = [self._traffic(number) for number in range(1, shape.other_writers + 1)]
             self.others += [
@@ -113,6 +127,8 @@ class Schedule:
         shape, world = self.world.shape, self.world
         for _ in range(shape.events):
             await asyncio.sleep(world.rng.expovariate(shape.events / shape.chaos_seconds))
+            while world.kafka_is_away:  # noqa: ASYNC110 - producers try again now and then
+                await asyncio.sleep(1)
             if world.strikes(Fault.REFUSED, 0.05):
                 refused = encoded(self._refused())
                 world.ledger.poison[refused] += 1
@@ -134,23 +150,26 @@ class Schedule:
 
     async def _strike(self) -> None:
         """One fault after the other; they take time, and so overlap."""
-        world = self.world
-        enabled = [fault for fault in (*PROCESS_FAULTS, *DATABASE_FAULTS) if fault in world.shape.faults]
+        world, services = self.world, Services(self.world, self.traffic.cold)
+        enabled = [fault for fault in ACTS if fault in world.shape.faults]
         acts: dict[Fault, Callable[[], Any]] = {
             Fault.CRASH: self._crash,
             Fault.RESTART: self._restart,
             Fault.STALL: self._stall,
             Fault.ZOMBIE: self._deafen,
             Fault.REBALANCE: self._rebalance,
-            Fault.OUTAGE: self._outage,
-            Fault.REWIND: self._rewind,
-            Fault.CLOCK: self._set_the_clock,
-            Fault.ROW_LOCK: self._hold_rows,
+            Fault.OTHER_CLUSTER: self._move_to_another_cluster,
+            Fault.OUTAGE: services.database_outage,
+            Fault.REWIND: services.rewind,
+            Fault.CLOCK: services.set_the_clock,
+            Fault.ROW_LOCK: services.hold_rows,
+            Fault.NO_KAFKA: services.kafka_outage,
+            Fault.RETENTION: services.retention,
         }
         while enabled:
             await asyncio.sleep(world.rng.expovariate(1 / 4))
             fault = world.rng.choice(enabled)
-            world.struck[fault] += fault is not Fault.REWIND
+            world.struck[fault] += fault not in COUNTED_BY_EFFECT
             world.tell("fault", fault)
             self._help(acts[fault]())
 
@@ -180,6 +199,10 @@ class Schedule:
     def _living(self) -> list[Replica]:
         return [replica for replica in self.replicas if replica.alive]
 
+    def _members(self) -> list[Replica]:
+        """The replicas in touch with the cluster of now."""
+        return [replica for replica in self._living() if replica.hears and replica.cluster is self.world.kafka]
+
     def _any_replica(self) -> Replica:
         if not self._living():
             self.replicas.append(self._replica())
@@ -192,14 +215,15 @@ class Schedule:
         """All who hear it give up what they own; then it is dealt anew. The others do not know."""
         async with self._assigning:
             await asyncio.sleep(self.world.rng.expovariate(10))
-            members = [replica for replica in self._living() if replica.hears]
+            members = self._members()
             if not members:
                 self.replicas.append(self._replica())
                 members = self.replicas[-1:]
             await asyncio.gather(*(member.release() for member in members))
             members = [replica for replica in members if replica.alive and replica.hears]
-            for number in range(self.world.shape.partitions if members else 0):
-                members[(number + self.seed) % len(members)].assign([number])
+            for place, member in enumerate(members):
+                numbers = range(self.world.shape.partitions)
+                member.assign(number for number in numbers if (number + self.seed) % len(members) == place)
 
     async def _crash(self) -> None:
         """Its successors wait until its session has ended; a new one starts in its place."""
@@ -219,12 +243,12 @@ class Schedule:
 
     async def _restart(self) -> None:
         """As by SIGTERM: what is still busy at the end of the drain is killed."""
-        replica = self._any_replica()
-        replica.hears = False
-        await replica.release()
-        replica.crash()
-        self.replicas.append(self._replica())
+        await self._start_anew(self._any_replica())
         await self._rebalance()
+
+    async def _start_anew(self, replica: Replica) -> None:
+        await replica.stop()
+        self.replicas.append(self._replica())
 
     async def _stall(self) -> None:
         process, seconds = self._any_process(), self.world.rng.uniform(0, 2.5 * SESSION_SECONDS)
@@ -251,52 +275,49 @@ class Schedule:
     async def _hear(self, replica: Replica) -> None:
         """Back in touch, it learns that what it owned is no longer its own."""
         await asyncio.sleep(self.world.rng.expovariate(2))
-        await replica.release()
-        replica.hears = True
+        await self._rejoin(replica)
         await self._rebalance()
 
-    async def _outage(self) -> None:
-        self.world.outage_until = self.world.time + self.world.rng.uniform(0, 10)
+    async def _rejoin(self, replica: Replica) -> None:
+        if replica.stops or replica.cluster is not self.world.kafka:
+            await self._start_anew(replica)
+        else:
+            await replica.release()
+            replica.hears = True
 
-    async def _rewind(self) -> None:
-        self.world.back_up()
-        await asyncio.sleep(self.world.rng.expovariate(1 / 2))
-        self.world.struck[Fault.REWIND] += self.world.database.offsets != self.world.backup.offsets
-        self.world.rewind()
-
-    async def _set_the_clock(self) -> None:
-        self.world.skew_seconds += self.world.rng.uniform(-5, 5)
-
-    async def _hold_rows(self) -> None:
-        """An outsider's transaction on some rows."""
-        outsider, world = MemoryStore(self.world.database), self.world
-        with suppress(ConnectionLostError):
-            async with outsider.transaction() as transaction:
-                for key in world.rng.sample(self.traffic.cold, world.rng.randint(1, len(self.traffic.cold))):
-                    await transaction.lock(key, wait=False)
-                await asyncio.sleep(world.rng.choice((0.05, 0.5, 3)))
+    async def _move_to_another_cluster(self) -> None:
+        """Everybody who is in touch is stopped, and started with the other cluster."""
+        async with self._assigning:
+            stopped = self._members()
+            await asyncio.gather(*(replica.stop() for replica in stopped))
+            self.world.move_to_another_cluster()
+            self.replicas += [self._replica() for _ in stopped]
+        await self._rebalance()
 
     async def _heal(self) -> None:
         """No more faults: who is dead is replaced, who stalls goes on, who is deaf hears."""
-        self.world.healed = True
-        self.world.tell("fault", "no more faults")
+        self.world.heal()
         for task in self._helpers:
             task.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)
         await self._producing
         for process in (*self.replicas, *self.others):
             process.go_on()
-        stray = [replica for replica in self._living() if not replica.hears]
+        members = self._members()
+        stray = [replica for replica in self._living() if replica not in members]
         for replica in stray:
-            await replica.release()
-            replica.hears = True
+            await self._rejoin(replica)
         if not any(process.alive and isinstance(process, TickerProcess) for process in self.others):
             self.others.append(self._ticker())
         if not any(process.alive and isinstance(process, RelayProcess) for process in self.others):
             self.others.append(self._relay())
-        owned = [number for replica in self._living() for number in replica.owned]
-        if stray or sorted(owned) != sorted(self.world.log):
+        owned = [number for replica in self._members() for number in replica.owned]
+        if any(member.awaits_assignment for member in self._members()) or sorted(owned) != sorted(self.world.log):
             await self._rebalance()
+
+    def _not_ready(self) -> list[str]:
+        """What replicas complain about."""
+        return [f"{replica.name}: {why}" for replica in self._living() for why in replica.health.not_ready()]
 
     async def _rest(self) -> bool:
         """Whether the log was read to its end and every deadline took effect in time."""
@@ -304,40 +325,6 @@ class Schedule:
         limit = world.time + PATIENCE_SECONDS
         while world.time < limit:
             await asyncio.sleep(2)
-            offsets = {place.number: stored.next_offset for place, stored in world.database.offsets.items()}
-            is_read = all(offsets.get(number) == world.end(number) for number in world.log)
-            if is_read and not world.database.wake_at and not world.database.outbox:
+            if world.is_read and not world.database.wake_at and not world.database.outbox:
                 return True
         return False
-
-
-def count_traffic(struck: Counter[Fault], evidence: Evidence) -> None:
-    """The faults that the producers have put into the log."""
-    seen = set()
-    for record in evidence.log:
-        event = event_in(record)
-        if event is None:
-            struck[Fault.POISON] += 1
-        if event is None or isinstance(event, Tick):
-            continue
-        seconds = event.at.timestamp() - record.timestamp / 1000
-        struck[Fault.LATE] += seconds < -0.002
-        struck[Fault.AHEAD] += seconds > 0.002
-        struck[Fault.DUPLICATE] += key_of(event) in seen
-        seen.add(key_of(event))
-
-
-@contextmanager
-def logged(tell: Callable[[str, str], None]) -> Iterator[None]:
-    """What the code under test logs becomes a part of the trace."""
-
-    def processor(_: Any, __: str, entry: Any) -> Any:
-        tell("log line", " ".join(f"{name}={value}" for name, value in entry.items()))
-        raise structlog.DropEvent
-
-    before = structlog.get_config()["processors"]
-    structlog.configure(processors=[processor])
-    try:
-        yield
-    finally:
-        structlog.configure(processors=before)

@@ -14,7 +14,8 @@ from consumer.lifecycle.model import Author, Conversation, Event, HistoryRow, Po
 from consumer.lifecycle.rules import fold
 from consumer.records import Record
 from tests.builders import HOUR, SECOND, T0, close, message, tick
-from tests.checker.verdicts import Evidence, Ledger, Letter, Move, Verdict, liveness, safety, story
+from tests.checker.ledger import Evidence, Ledger, Letter, Move, Verdict
+from tests.checker.verdicts import liveness, safety, story
 from tests.demo.races import RACES, held, new_race, one_came_first
 
 POLICY = Policy()
@@ -92,6 +93,32 @@ def test_a_run_without_a_mistake_breaks_nothing() -> None:
 )  # fmt: skip
 def test_each_mistake_breaks_its_invariant(invariant: str, evidence: Evidence) -> None:
     assert invariant in broken(evidence)
+
+
+def test_what_was_deleted_unread_is_no_loss_where_it_was_given_up() -> None:
+    first = EVENTS[:1]
+    change = fold(Conversation("c-1"), first, (), POLICY, NOW)
+    given_up = frozenset(("events", 0, record.offset) for record in LOG[1:])
+    evidence = replace(
+        GOOD, conversations={"c-1": change.after}, histories={"c-1": [(change.rows[0], NOW)]}, letters=[], moves=[]
+    )
+
+    assert {"no event lost", "all poison is in dead letters"} <= broken(evidence)
+    assert not {"no event lost", "all poison is in dead letters"} & broken(replace(evidence, given_up=given_up))
+
+
+def test_what_was_written_by_the_service_or_lies_elsewhere_too_is_never_given_up() -> None:
+    evidence = replace(GOOD, histories={}, conversations={}, given_up=frozenset({("events", 0, 0)}))
+    again = replace(evidence, log=[*LOG, LOG[0]._replace(offset=4)])
+    by_the_service = ledger()
+    by_the_service.note_written(EVENTS[0])
+
+    lost = [
+        {violation for v in liveness(sent, found) for violation in v.violations if v.invariant == "no event lost"}
+        for sent, found in ((ledger(), evidence), (ledger(), again), (by_the_service, evidence))
+    ]
+
+    assert [len(violations) for violations in lost] == [2, 3, 3]
 
 
 def test_a_tick_has_no_place_in_the_order_whatever_its_id() -> None:

@@ -10,6 +10,7 @@ from consumer.service.ports import Decided
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, message
 from tests.fakes import MemoryStore
+from tests.memory_database import UnansweredCommitError
 from tests.simulation.loop import VirtualLoop
 from tests.unit.worker_on_fakes import NOW, PLACE, FakeLog, Letters, Troubled, encoded, worker
 
@@ -256,3 +257,26 @@ async def test_a_replica_whose_database_is_too_slow_is_not_ready_until_a_batch_p
         assert health.outages == {}
 
     assert [list(outages) for outages in reasons] == [[], *[["events[0], writing"]] * 3]
+
+
+async def test_a_replica_is_ready_again_once_a_batch_proves_written_whose_commit_was_not_answered() -> None:
+    unanswered, outages = [UnansweredCommitError(0.0, takes_effect=True)], list[dict[str, str]]()
+
+    async def statement(name: str) -> None:
+        if name == "commit" and unanswered:
+            raise unanswered.pop()
+
+    log = FakeLog(encoded(message(at=NOW)))
+    store = MemoryStore(statement=statement)
+    store.offsets[PLACE] = StoredOffset("cluster", 0)
+    async with worker(log, store, Letters()) as (health, _):
+
+        def note_and_end() -> None:
+            outages.append(dict(health.outages))
+            log.revoke()
+
+        log.on_idle = note_and_end
+        await log.revoked.wait()
+
+    assert (unanswered, outages) == ([], [{}])
+    assert store.offsets[PLACE].next_offset == 1

@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from tests.checker.verdicts import Ledger
+from tests.checker.ledger import Ledger
 from tests.demo.environment import unmigrated
 from tests.stack.services import Services
 from tests.upgrade.build import Build

@@ -10,7 +10,8 @@ from aiokafka import ConsumerRecord
 from consumer.outbox import OutboxRow, event_id
 from schemas import Transition
 from tests.checker.evidence import collect
-from tests.checker.verdicts import Evidence, Published, Verdict, liveness, safety
+from tests.checker.ledger import Evidence, Published, Verdict
+from tests.checker.verdicts import liveness, safety
 from tests.stack.broker import read_all
 from tests.traffic import SHORT_POLICY
 from tests.upgrade.rollout import Rollout, Step

@@ -18,7 +18,7 @@ from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
-from tests.checker.verdicts import Ledger
+from tests.checker.ledger import Ledger
 from tests.demo.environment import PARTITIONS, POLL_SECONDS, TRAIL, WAIT_SECONDS, Environment
 from tests.demo.writers import apply_until_written, concurrent_writer
 from tests.stack.broker import count_records
