@@ -9,8 +9,8 @@ from consumer.kafka.admin import admin
 from tests.chaos.rig import CANARY, Rig
 from tests.chaos.waiting import within
 from tests.checker.evidence import collect
-from tests.checker.ledger import Evidence, Verdict, key_of
-from tests.checker.verdicts import event_in, liveness, safety
+from tests.checker.ledger import Evidence, Verdict, place_of
+from tests.checker.verdicts import liveness, safety
 from tests.traffic import SHORT_POLICY
 
 REST_SECONDS = 180.0
@@ -75,7 +75,6 @@ async def judge(rig: Rig, recovered: Recovery, left: tuple[str, ...], codes: Seq
     """After everybody has stopped."""
     evidence = await _evidence(rig)
     now: datetime = (await rig.fetch("SELECT now()"))[0][0]
-    _forgive_retention(rig, evidence)
     verdicts = await asyncio.to_thread(
         lambda: [
             *safety(rig.ledger, evidence, SHORT_POLICY.policy),
@@ -100,20 +99,14 @@ def _too_late(recovered: Recovery) -> tuple[str, ...]:
 
 
 async def _evidence(rig: Rig) -> Evidence:
-    """What is left in tables and topics, and what retention took after it was read."""
+    """What is left in tables and topics, and what retention took from the log."""
     evidence = await collect(rig.kafka, rig.database)
-    return replace(evidence, log=[*rig.read, *evidence.log], rewinds=rig.rewinds)
-
-
-def _forgive_retention(rig: Rig, evidence: Evidence) -> None:
-    """An event every record of which was deleted unread need not have an effect; nor a poison record a dead letter."""
-    kept = {key_of(event) for record in evidence.log if (event := event_in(record))}
-    for record in rig.unread:
-        if (event := event_in(record)) is None:
-            rig.ledger.poison[record.key, record.value] -= 1
-        elif key_of(event) not in kept:
-            rig.ledger.events.discard(key_of(event))
-            rig.ledger.unsure.add(key_of(event))
+    return replace(
+        evidence,
+        log=[*rig.read, *rig.unread, *evidence.log],
+        rewinds=rig.rewinds,
+        given_up=frozenset(map(place_of, rig.unread)),
+    )
 
 
 async def _committed(rig: Rig, evidence: Evidence) -> Verdict:
