@@ -20,6 +20,7 @@ import structlog
 from msgspec import json
 
 from consumer.errors import UnavailableError
+from consumer.observability.counting import count_seldom
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.retry import Backoff, retrying
@@ -31,8 +32,6 @@ SOURCE = "conversation-consumer"
 TYPE = "conversation.transition.v1"
 BACKLOG_SECONDS = 5.0
 """How often the backlog is counted, at most."""
-COUNTING_SHARE = 0.02
-"""The share of the time that counting may take: a large backlog is counted less often."""
 MAX_COUNTED = 1_000_000
 """Where more than that wait, so many are counted: counting must not take longer than a statement may."""
 
@@ -112,7 +111,8 @@ class OutboxRelay:
         self._stopping.set()
 
     async def run(self) -> None:
-        counting = asyncio.create_task(self._count_regularly())
+        # Beside the publishing: it goes on whether anything is published or not.
+        counting = asyncio.create_task(count_seldom(self._count, BACKLOG_SECONDS, self._stopping))
         try:
             while not self._stopping.is_set():
                 limit = self._limit
@@ -149,19 +149,10 @@ class OutboxRelay:
         log.debug("transitions published", rows=len(batch.rows), seconds=round(clock() - started, 6))
         return len(batch.rows)
 
-    async def _count_regularly(self) -> None:
-        """Whether anything is published or not. Counting reads what waits, so it takes a small share of the time."""
-        clock = asyncio.get_running_loop().time
-        while not self._stopping.is_set():
-            started = clock()
-            try:
-                backlog = await self._outbox.backlog()
-            except UnavailableError as error:
-                log.debug("the outbox was not counted", error=str(error))
-            else:
-                self._metrics.outbox_rows.set(backlog.rows)
-                self._metrics.outbox_oldest.set(backlog.oldest_seconds)
-            await self._wait(max(BACKLOG_SECONDS, (clock() - started) / COUNTING_SHARE))
+    async def _count(self) -> None:
+        backlog = await self._outbox.backlog()
+        self._metrics.outbox_rows.set(backlog.rows)
+        self._metrics.outbox_oldest.set(backlog.oldest_seconds)
 
     def _note_outage(self, error: BaseException, _: float) -> None:
         """What takes too long to publish may be published in smaller batches."""

@@ -17,6 +17,7 @@ import structlog
 from consumer.decoding import encoded
 from consumer.errors import UnavailableError
 from consumer.lifecycle.model import Tick
+from consumer.observability.counting import count_seldom
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.settings import TickerSettings
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 SOURCE = "ticker"
 OUTAGE_SECONDS = 10.0
 """The longest pause between two tries while the database is away."""
+OVERDUE_SECONDS = 5.0
+"""How often overdue deadlines are counted, at most: the time it takes grows with the number of conversations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +76,25 @@ class Ticker:
         self._stopping.set()
 
     async def run(self) -> None:
-        while not self._stopping.is_set():
-            self._health.polled_at = time.monotonic()
-            if await self._round() < self._settings.batch:
-                await self._wait(self._pause_seconds)
-        if self._emitting:
-            await asyncio.wait(self._emitting, timeout=self._settings.drain_seconds)
+        counting = asyncio.create_task(count_seldom(self._count, OVERDUE_SECONDS, self._stopping))
+        try:
+            while not self._stopping.is_set():
+                self._health.polled_at = time.monotonic()
+                if await self._round() < self._settings.batch:
+                    await self._wait(self._pause_seconds)
+            if self._emitting:
+                await asyncio.wait(self._emitting, timeout=self._settings.drain_seconds)
+        finally:
+            self._stopping.set()
+            await counting
+
+    async def _count(self) -> None:
+        self._metrics.expiry_overdue.set(await self._timers.overdue())
 
     async def _round(self) -> int:
         """One batch of timers; how many were due. Their ticks are on the way when it returns, and no lock is held."""
         try:
             due = await self._timers.take_due_timers(self._settings.batch)
-            self._metrics.expiry_overdue.set(await self._timers.overdue())
         except UnavailableError as error:
             if "timers" not in self._health.outages:
                 log.warning("outage: timers cannot be read", error=str(error))
