@@ -196,15 +196,17 @@ def event_in(record: Record) -> Event | None:
 
 
 def _in_the_order_of_the_log(ledger: Ledger, evidence: Evidence, read: Read) -> Verdict:
-    """Of each conversation, what came first in a partition was applied first. What came by two ways is left out."""
+    """Of each conversation, what came first in a partition was applied first.
+
+    What came by two ways is left out, and so is what was given up at one place: it may have been applied there or not.
+    """
     versions = {key_of(row): row.version for history in evidence.histories.values() for row, _ in history}
-    elsewhere = ledger.written | ledger.unsure
+    given_up = {key_of(event) for record, event in read if event and place_of(record) in evidence.given_up}
+    elsewhere = ledger.written | ledger.unsure | given_up
     places: dict[Key, set[Place]] = {}
     first_seen: dict[tuple[Place, str], list[Key]] = {}
     for record, event in sorted(read, key=lambda pair: pair[0].offset):
         if event is None or isinstance(event, Tick) or (key := key_of(event)) not in versions or key in elsewhere:
-            continue
-        if place_of(record) in evidence.given_up:
             continue
         place = record.topic, record.partition
         if place not in places.setdefault(key, set()):
