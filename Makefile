@@ -15,7 +15,6 @@ EVENTS ?= 1000000
 IMAGE ?= conversation-consumer
 BASE ?= python:3.13-slim
 SEED ?= 0
-MINUTES ?= 5
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,13 +54,13 @@ what-if-check: install ## store a million events, decide them again under the sa
 	$(BIN)/python -m tests.replay --events $(EVENTS) --seed $(SEED)
 
 mutmut: install ## change what can lose an event in every small way: the tests should notice (ONLY=kafka/partition MINUTES=limit)
-	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(or $(MINUTES),5))
 
 fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL (RECORDS=1000000 SEED=0)
 	$(BIN)/python -m tests.fuzz --records $(RECORDS) --seed $(SEED)
 
 chaos: install ## faults on real processes, three brokers, PostgreSQL with a standby (MINUTES=5 SEED=0 SCENARIO=name LEDGER=file)
-	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(LEDGER),--ledger $(LEDGER)) $(CHAOS)
+	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(or $(MINUTES),5) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(LEDGER),--ledger $(LEDGER)) $(CHAOS)
 
 chaos-quick: install ## some of the same, in under 6 minutes
 	$(BIN)/python -m tests.chaos --quick

@@ -33,7 +33,7 @@ def duration(text: str) -> timedelta:
 
 
 def point_in_time(text: str, now: datetime) -> datetime:
-    """A time in UTC, as which one without an offset counts, or how long before `now`. Raises `ConfigurationError`."""
+    """A time, in UTC where it has no offset, or how long before `now`. Raises `ConfigurationError`."""
     with suppress(ValueError, OverflowError):
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)

@@ -1,4 +1,4 @@
-"""Changes the rooms that can lose an event in every small way that mutmut knows: which do their tests not notice?"""
+"""Changes the modules that can lose an event in every small way that mutmut knows: which do their tests not notice?"""
 
 import argparse
 import os
@@ -24,16 +24,16 @@ NO_KAFKA = "127.0.0.1:1"
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Module:
     """A module, and the tests that judge it."""
 
-    module: str
+    name: str
     tests: tuple[str, ...]
     needs_postgres: bool = False
 
     @property
     def path(self) -> str:
-        return f"consumer/{self.module}.py"
+        return f"consumer/{self.name}.py"
 
 
 RULES = (
@@ -45,34 +45,37 @@ RULES = (
     "unit/test_lifecycle_properties",
 )
 WRITES = ("contract/test_store", "integration/test_race_conditions", "integration/test_statements")
-ROOMS = (
-    *(Room(f"lifecycle/{name}", RULES) for name in ("rules", "draft", "model")),
-    *(Room(f"service/{name}", RULES) for name in ("service", "batch", "cache")),
-    Room("worker", ("unit/test_worker", "unit/test_worker_progress")),
-    Room("kafka/partition", ("unit/test_partition", "unit/test_partition_lag", "unit/test_partition_revocation")),
-    Room("kafka/source", ("unit/test_source", "unit/test_source_group")),
-    Room("kafka/producer", ("unit/test_producer",)),
-    Room("postgres/attempt", WRITES, needs_postgres=True),
+MODULES = (
+    *(Module(f"lifecycle/{name}", RULES) for name in ("rules", "draft", "model")),
+    *(Module(f"service/{name}", RULES) for name in ("service", "batch", "cache")),
+    Module("worker", ("unit/test_worker", "unit/test_worker_progress")),
+    Module("kafka/partition", ("unit/test_partition", "unit/test_partition_lag", "unit/test_partition_revocation")),
+    Module("kafka/source", ("unit/test_source", "unit/test_source_group")),
+    Module("kafka/producer", ("unit/test_producer",)),
+    Module("postgres/attempt", WRITES, needs_postgres=True),
 )
 
 
 def main() -> None:
     """Prints each survivor, and the score of each module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[room.module for room in ROOMS], help="one module instead of all of them")
+    parser.add_argument("--only", choices=[module.name for module in MODULES], help="one module instead of all of them")
     parser.add_argument("--minutes", type=float, help="how long to try the mutants of a module; default all of them")
     options = parser.parse_args()
-    rooms = [room for room in ROOMS if options.only in (None, room.module)]
-    for room, score in [(room, judge(room, options.minutes)) for room in rooms]:
+    modules = [module for module in MODULES if options.only in (None, module.name)]
+    for module in modules:
+        score = judge(module, options.minutes)
         killed, tried = sum(score[result] for result in KILLED), score.total() - score[NOT_TRIED]
-        sys.stdout.write(f"{room.path}: {killed} of {tried} mutants killed ({killed / tried:.1%})")
-        sys.stdout.write(f", {score[NOT_TRIED]} not tried in time\n" if score[NOT_TRIED] else "\n")
+        share = f" ({killed / tried:.1%})" if tried else ""
+        late = f", {score[NOT_TRIED]} not tried in time" if score[NOT_TRIED] else ""
+        sys.stdout.write(f"{module.path}: {killed} of {tried} mutants killed{share}{late}\n")
+        sys.stdout.flush()
 
 
-def judge(room: Room, minutes: float | None) -> Counter[str]:
+def judge(module: Module, minutes: float | None) -> Counter[str]:
     """How many mutants of the module had which result; prints those that its tests do not notice."""
-    workspace = prepare(room)
-    with environment(room) as variables:
+    workspace = prepare(module)
+    with environment(module) as variables:
         try_mutants(workspace, variables, minutes)
         listed = ask(["results", "--all", "true"], workspace, variables).splitlines()
         results = dict(line.strip().rsplit(": ", 1) for line in listed)
@@ -82,26 +85,26 @@ def judge(room: Room, minutes: float | None) -> Counter[str]:
     return Counter(results.values())
 
 
-def prepare(room: Room) -> Path:
+def prepare(module: Module) -> Path:
     """A copy of the sources, set up for this module and its tests alone."""
-    workspace = WORKSPACES / room.module.replace("/", "-")
+    workspace = WORKSPACES / module.name.replace("/", "-")
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir(parents=True)
     for name in COPIED:
         shutil.copytree(name, workspace / name, ignore=shutil.ignore_patterns("__pycache__"))
-    tests = [f"tests/{name}.py" for name in room.tests]
-    settings = f"only_mutate = {[room.path]}\npytest_add_cli_args_test_selection = {tests}\n"
+    tests = [f"tests/{name}.py" for name in module.tests]
+    settings = f"only_mutate = {[module.path]}\npytest_add_cli_args_test_selection = {tests}\n"
     # The last table of the file is mutmut's.
     (workspace / "pyproject.toml").write_text(Path("pyproject.toml").read_text() + settings)
     return workspace
 
 
 @contextmanager
-def environment(room: Room) -> Iterator[Mapping[str, str]]:
+def environment(module: Module) -> Iterator[Mapping[str, str]]:
     """Fixed examples in a fixed order, so that the score is the same each time; one PostgreSQL for all mutants."""
     variables = {**os.environ, "CI": "1", "PYTHONHASHSEED": "0", "DEVSTACK_KAFKA": NO_KAFKA}
     variables.pop("REQUIRE_KAFKA", None)
-    if not room.needs_postgres or "DEVSTACK_POSTGRES" in variables:
+    if not module.needs_postgres or "DEVSTACK_POSTGRES" in variables:
         yield variables
         return
     server = PostgresServer()

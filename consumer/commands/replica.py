@@ -6,13 +6,13 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 import structlog
 
-from consumer.errors import ConfigurationError, ContentionError, UnavailableError
+from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka.admin import check_topics, transition_limit
 from consumer.kafka.bulk import BulkProducer
 from consumer.kafka.partition import AssignedPartition
@@ -167,14 +167,21 @@ async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
 
 
 async def end_silent_sessions(store: PostgresStore, settings: DatabaseSettings) -> None:
-    """Frees what a replica or a relay held that froze, or lost its network, within a statement."""
+    """Frees what a process held that froze, or lost its network, within a statement."""
     while True:
-        await asyncio.sleep(settings.statement_timeout_seconds / 2)
-        with suppress(UnavailableError, ContentionError):
-            if ended := await store.end_silent_sessions(settings.statement_timeout_seconds):
+        await asyncio.sleep(settings.command_timeout_seconds / 3)
+        try:
+            ended = await store.end_silent_sessions(settings.command_timeout_seconds)
+        except ConsumerError as error:
+            log.debug("sessions of silent clients cannot be ended", error=str(error))
+        else:
+            if ended:
                 log.warning("sessions of silent clients ended", count=ended)
 
 

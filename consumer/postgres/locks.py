@@ -28,13 +28,14 @@ _HOLDER = """
     JOIN pg_stat_activity AS a ON a.pid = holder
     WHERE NOT w.behind_others ORDER BY a.xact_start LIMIT 1"""
 
-# Between the messages of one statement, as before the rows of a COPY, a session counts as active, and no timeout of the
-# server's ends it: while it waits for its client, it ignores the cancellation. A client that is frozen, or cut off by a
-# silent network, keeps its locks. No statement that goes on is as old as a statement may become.
+# A session that waits for its client within a statement counts as active: before the rows of a COPY, or amid those of
+# an answer. No timeout of the server's ends it, as it ignores the cancellation while it waits. So a client that is
+# frozen, or cut off by a silent network, keeps its locks. A client that goes on gives up waiting at its own time
+# limit.
 END_SILENT = """
     SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND application_name = $1
-        AND state = 'active' AND wait_event = 'ClientRead' AND pid <> pg_backend_pid()
+        AND state = 'active' AND wait_event IN ('ClientRead', 'ClientWrite') AND pid <> pg_backend_pid()
         AND state_change < clock_timestamp() - $2::float8 * interval '1 s'"""
 
 

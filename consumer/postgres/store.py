@@ -242,9 +242,9 @@ class PostgresStore:
         return None
 
     async def end_silent_sessions(self, seconds: float) -> int:
-        """Ends sessions of ours, of any process, whose client has been silent within a statement for so long; how many.
+        """Ends sessions of ours, of any process, that wait within a statement for a silent client; how many.
 
-        `seconds` is longer than a statement may take. Raises `UnavailableError`.
+        `seconds`: how long the statement has taken, at least; its client has given it up. Raises `UnavailableError`.
         """
         async with self._connection("load") as connection:
             return int(await connection.fetchval(END_SILENT, APPLICATION, seconds))

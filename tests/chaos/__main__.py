@@ -50,9 +50,10 @@ def main(
     """Plays one fault, or a seeded mix in rounds of a minute. Exit code 1 if anything was lost, or came twice."""
     try:
         holds = asyncio.run(_play(only, seed, minutes, rate, ledger, quick=quick, mutation=mutation))
-    except DevstackError as error:
-        say(f"error: {error}")
-        raise typer.Exit(1) from None
+    except* DevstackError as errors:
+        for error in errors.exceptions:
+            say(f"error: {error}")
+        sys.exit(1)
     raise typer.Exit(0 if holds else 1)
 
 

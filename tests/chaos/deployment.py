@@ -3,15 +3,16 @@
 import asyncio
 import signal
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from tests.chaos.failpoints import VARIABLE
 from tests.chaos.waiting import within
+from tests.stack.process import DevstackError
 from tests.stack.replica import Replica
 
 RESTART_SECONDS = 0.5
 REPLACED_SECONDS = 30.0
+STOP_SECONDS = 60.0
 FAILPOINTS = ("tests.chaos.failpoints",)
 
 
@@ -25,7 +26,8 @@ class Member:
         self.replica = Replica(settings, log, *module)
         self.crashes: list[int] = []
         """The exit codes that nobody asked for."""
-        self.ended_by: signal.Signals | None = None
+        self._ended: set[Replica] = set()
+        self._changing = asyncio.Lock()
         self._once: Mapping[str, str] = {}
         self._stopping = False
         self._up = asyncio.Event()
@@ -37,7 +39,11 @@ class Member:
         self._kept = asyncio.create_task(self._keep())
 
     async def _launch(self) -> None:
-        once, self._once, self.ended_by = self._once, {}, None
+        async with self._changing:
+            await self._start_one()
+
+    async def _start_one(self) -> None:
+        once, self._once = self._once, {}
         self.replica = Replica(
             {**self._settings, **once}, self._log, *(FAILPOINTS if VARIABLE in once else self._module)
         )
@@ -46,7 +52,7 @@ class Member:
     async def _keep(self) -> None:
         while True:
             code = await self.replica.process.wait()
-            if code not in (0, -signal.SIGKILL) and self.ended_by is None:
+            if code != -signal.SIGKILL and not self.was_ended(self.replica):
                 self.crashes.append(code)
             if self._stopping:
                 return
@@ -58,19 +64,31 @@ class Member:
 
     async def end(self, number: signal.Signals) -> int:
         """Sends the signal and waits for the end; another process follows, once it may."""
-        replica, self.ended_by = self.replica, number
-        replica.send(signal.SIGCONT)
-        return await replica.stop(number)
+        async with self._changing:
+            replica = self.replica
+            self._ended.add(replica)
+            replica.send(signal.SIGCONT)
+            replica.send(number)
+        return await replica.process.wait()
 
-    async def replace(self, **environment: str) -> None:
-        """By a process that has these variables as well; the one after it has not."""
+    def has_logged(self, text: str) -> bool:
+        return text in self._log.read_text(errors="replace")
+
+    def was_ended(self, replica: Replica) -> bool:
+        """Whether somebody has ended this process, so that what it does proves nothing."""
+        return replica in self._ended
+
+    async def replace(self, **environment: str) -> Replica:
+        """By a process that has these variables as well, and is returned; the one after it has not."""
         self._once, old = environment, self.replica
 
         async def replaced() -> bool:
             return self.replica is not old
 
         await self.end(signal.SIGTERM)
-        await within(REPLACED_SECONDS, replaced)
+        if not await within(REPLACED_SECONDS, replaced):
+            raise DevstackError(f"no process came after the one that ended: {self._log}")
+        return self.replica
 
     async def freeze(self, seconds: float) -> None:
         replica = self.replica
@@ -79,20 +97,6 @@ class Member:
             await asyncio.sleep(seconds)
         finally:
             replica.send(signal.SIGCONT)
-
-    async def until_ended(self, seconds: float) -> bool:
-        """Waits for the process of now to end; whether it did in time."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.replica.process.wait(), seconds)
-        return self.replica.process.returncode is not None
-
-    async def until_frozen(self, seconds: float) -> bool:
-        """Waits for the process of now to freeze itself; whether it did in time."""
-
-        async def frozen() -> bool:
-            return self.replica.is_frozen
-
-        return await within(seconds, frozen)
 
     async def until_ready(self, seconds: float) -> bool:
         async def ready() -> bool:
@@ -108,10 +112,13 @@ class Member:
         self._up.set()
 
     async def stop(self) -> int:
-        """The exit code after SIGTERM. No process follows."""
+        """The exit code after SIGTERM, or after SIGKILL if that does not end it in time. No process follows."""
         self._stopping = True
         self.let_up()
-        code = await self.end(signal.SIGTERM)
+        try:
+            code = await asyncio.wait_for(self.end(signal.SIGTERM), STOP_SECONDS)
+        except TimeoutError:
+            code = await self.end(signal.SIGKILL)
         if self._kept is not None:
             await self._kept
         return code

@@ -1,12 +1,13 @@
 """A replica that fails at a given place: `FAILPOINT=committing:kill:20 python -m tests.chaos.failpoints`.
 
-FAILPOINT is `place:action:count`: what happens when the place is reached for the so-manieth time. It is off where the
-variable is not set, and lives here: production code has no switch for it.
+FAILPOINT is `place:action:count`: what happens when the place is reached as many times. It is off where the variable is
+not set, and lives here: production code has no switch for it.
 """
 
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,6 +42,8 @@ class Action(StrEnum):
 
 
 STALL_SECONDS = 9.0
+REACHED = "failpoint reached"
+"""What the log says then."""
 
 
 class Failpoint:
@@ -58,6 +61,8 @@ class Failpoint:
         self._left -= 1
         if self._left:
             return
+        sys.stderr.write(f"{REACHED}\n")
+        sys.stderr.flush()
         match self._action:
             case Action.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -34,9 +35,11 @@ REPLICATION = 3
 REPLICAS = 3
 CALLERS = 2
 SESSION_SECONDS = 4.0
+COMMITTED = "SELECT pg_logical_emit_message(true, 'chaos', 'lost')"
+"""Something that a failover loses, whatever else happens."""
 DEAD_LETTER_CONFIGS = {"max.message.bytes": str(2 * 2**20)}
 CANARY = "canary-7f3a9c"
-"""The password in the database's URL: it may appear nowhere."""
+"""The password in the database's URL: it may appear in no log and on no page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Rig:
         """Records that retention took after they were read."""
         self.unread: list[Record] = []
         """Records that retention took before."""
+        self.pages: list[str] = []
+        """What replicas, ticker and relays say of themselves at the end."""
         self.promises: dict[str, int] = {}
         """What faults expected, and how often that was looked at."""
         self.broken: list[str] = []
@@ -166,13 +171,25 @@ class Rig:
         else:
             self.expect(True, what)
 
-    async def fail_over(self) -> None:
-        """To a standby that lacks what was committed in the last second."""
+    async def read_pages(self) -> None:
+        replicas = [member.replica for deployment in self.deployments for member in deployment.members]
+        self.pages = [(await replica.get(page))[1] for replica in replicas for page in ("/status", "/metrics")]
+
+    def keep_logs(self) -> Path:
+        """Saves the logs from going with the rig; where they are then."""
+        return Path(shutil.copytree(self.logs, tempfile.mkdtemp(prefix="chaos-logs-"), dirs_exist_ok=True))
+
+    async def fail_over(self) -> int:
+        """To a standby that lacks what was committed in the last second; how many bytes of WAL that is, at least."""
         began = asyncio.get_running_loop().time()
         self.rewinds += 1
-        await self.postgres.failover(lose_commits=True)
-        self.written.take_back(began)
+        self.postgres.hold_back()
+        await execute(self.database, COMMITTED)
+        lost = await self.postgres.failover(lose_commits=True)
+        # What was on its way to the standby when it was held back is lost as well.
+        self.written.take_back(began - 1)
         await self.postgres.rebuild()
+        return lost
 
     async def keep_log(self, partition: int, unread_from: int, end: int) -> None:
         """Notes what retention is about to take from a partition: everything before `end`."""
@@ -247,6 +264,5 @@ async def prepared(found: Services, plan: Plan) -> AsyncIterator[Rig]:
             try:
                 yield rig
             finally:
-                for deployment in rig.deployments:
-                    await deployment.stop()
+                await asyncio.gather(*(deployment.stop() for deployment in rig.deployments), return_exceptions=True)
                 await delete(kafka.bootstrap_servers, *kafka.topics, kafka.dead_letter_topic, kafka.transition_topic)

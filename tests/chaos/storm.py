@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from tests.chaos.faults import FAULTS, Fault
@@ -11,6 +11,7 @@ from tests.chaos.faults.catalogue import Track
 from tests.chaos.rig import Plan, Rig, Services, prepared
 from tests.chaos.verdict import Recovery, judge, recovery, rest
 from tests.checker.ledger import Verdict
+from tests.stack.process import DevstackError, say
 
 CALM_SECONDS = 2.0
 """Of traffic without a fault, before and after."""
@@ -44,15 +45,18 @@ async def play(found: Services, plan: Plan, act: Act) -> Outcome:
         for deployment in rig.deployments:
             await deployment.start()
         if not await rig.replicas.until_ready(READY_SECONDS):
-            raise RuntimeError(f"the replicas are not ready after {READY_SECONDS:.0f} s: {rig.logs}")
+            raise DevstackError(f"the replicas are not ready after {READY_SECONDS:.0f} s: see {rig.keep_logs()}")
         async with rig.at_work():
             await asyncio.sleep(CALM_SECONDS)
             await act(rig)
             recovered = await recovery(rig)
             await asyncio.sleep(CALM_SECONDS)
         left = await rest(rig)
+        await rig.read_pages()
         codes = [code for deployment in rig.deployments for code in await deployment.stop()]
         verdicts = await judge(rig, recovered, left, codes)
+        if not all(verdict.holds for verdict in verdicts):
+            say(f"the logs: {rig.keep_logs()}")
         return Outcome(
             plan.seed, verdicts, rig.struck, rig.sender.sent, len(rig.written.recent), recovered, rig.crashes
         )
@@ -80,7 +84,7 @@ def mix(seconds: float) -> Act:
 
 async def _track(rig: Rig, track: Track, ending: float) -> None:
     rng = Random(f"{rig.plan.seed} {track}")
-    faults = [fault for fault in FAULTS.values() if fault.track is track and fault.weight]
+    faults = [fault for fault in FAULTS.values() if fault.track is track and fault.weight and not fault.needs()]
     weights = [fault.weight for fault in faults]
     while asyncio.get_running_loop().time() < ending:
         await asyncio.sleep(rng.expovariate(1 / PAUSE_SECONDS))
@@ -91,5 +95,6 @@ async def _track(rig: Rig, track: Track, ending: float) -> None:
 
 def plan_of(fault: Fault, seed: int) -> Plan:
     """How the scenario of one fault is laid out."""
-    plan = Plan(seed, settings=fault.settings)
-    return replace(plan, mix=fault.mix) if fault.mix else plan
+    if why := fault.needs():
+        raise DevstackError(f"{fault.name}: {why}")
+    return Plan(seed, mix=fault.mix) if fault.mix else Plan(seed)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from consumer.kafka.admin import admin
 from tests.chaos.rig import CANARY, Rig
@@ -14,9 +15,13 @@ from tests.checker.verdicts import liveness, safety
 from tests.traffic import SHORT_POLICY
 
 REST_SECONDS = 180.0
+TRACEBACK = "Traceback (most recent call last):"
 DUE = "SELECT count(*) FROM conversation WHERE wake_at IS NOT NULL"
 UNPUBLISHED = "SELECT count(*) FROM transition_outbox"
-IDLE = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"
+SILENT = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+        AND (state LIKE 'idle in transaction%' OR state = 'active' AND wait_event IN ('ClientRead', 'ClientWrite'))
+        AND state_change < clock_timestamp() - interval '10 s'"""
 OFFSETS = "SELECT partition, next_offset FROM kafka_offset"
 
 
@@ -52,11 +57,12 @@ async def rest(rig: Rig) -> tuple[str, ...]:
 
 
 async def _left(rig: Rig) -> tuple[str, ...]:
-    due, unpublished = [(await rig.fetch(sql))[0][0] for sql in (DUE, UNPUBLISHED)]
+    due, unpublished, silent = [(await rig.fetch(sql))[0][0] for sql in (DUE, UNPUBLISHED, SILENT)]
     facts = {
         "records not applied": not await _is_past(rig, await rig.log_ends()),
         f"timers without effect: {due}": due,
         f"transitions not published: {unpublished}": unpublished,
+        f"transactions of silent clients: {silent}": silent,
         "not all are ready": not all([await deployment.ready() for deployment in rig.deployments]),
     }
     return tuple(what for what, is_left in facts.items() if is_left)
@@ -81,14 +87,13 @@ async def judge(rig: Rig, recovered: Recovery, left: tuple[str, ...], codes: Seq
             *liveness(rig.ledger, evidence, settled_to=now if not left else None),
         ]
     )
-    idle = (await rig.fetch(IDLE))[0][0]
     return [
         *verdicts,
         Verdict("all comes to rest", 1, left),
         Verdict("all replicas are ready again without help", 1, _too_late(recovered)),
         Verdict("what each fault promises", sum(rig.promises.values()), tuple(rig.broken)),
         Verdict("processes leave in good order", len(codes), tuple(f"exit code {code}" for code in codes if code)),
-        Verdict("nobody is left idle in a transaction", 1, (f"{idle} are",) if idle else ()),
+        _crashes(rig),
         await _committed(rig, evidence),
         _canaries(rig),
     ]
@@ -110,20 +115,29 @@ async def _evidence(rig: Rig) -> Evidence:
 
 
 async def _committed(rig: Rig, evidence: Evidence) -> Verdict:
-    """Kafka's own offsets are never ahead of the database's, and equal after a clean stop."""
+    """After a clean stop."""
     async with admin(rig.kafka) as client:
         offsets = await client._client.list_consumer_group_offsets(rig.kafka.group_id)
     committed = {tp.partition: offset.offset for tp, offset in offsets.items()}
     stored = {partition: offset for (_, partition), offset in evidence.offsets.items()}
-    wrong = [
-        f"[{p}] {committed[p]} in Kafka, {stored.get(p)} stored" for p in committed if committed[p] != stored.get(p)
-    ]
-    return Verdict("offsets committed to Kafka are those of the database", len(committed), tuple(wrong))
+    wrong = [f"[{p}] {committed.get(p)} in Kafka, {at} stored" for p, at in stored.items() if at != committed.get(p)]
+    return Verdict("offsets committed to Kafka are those of the database", len(stored), tuple(wrong))
+
+
+def _crashes(rig: Rig) -> Verdict:
+    """Exit code 1 is a service that is away at the start, or a client of Kafka that stalls; nothing else ends one."""
+    ended = [f"{name}: exit code {code}" for name, code in rig.crashes if code != 1]
+    failed = [log.name for log in _logs(rig) if TRACEBACK in log.read_text(errors="replace").splitlines()]
+    return Verdict("no process ends by an error of its own", len(rig.crashes), (*ended, *failed))
+
+
+def _logs(rig: Rig) -> list[Path]:
+    return sorted(rig.logs.glob("*.log"))
 
 
 def _canaries(rig: Rig) -> Verdict:
-    """Whether the password of the database is in a log."""
-    logs = sorted(rig.logs.glob("*.log"))
+    """Whether the password of the database is in a log, or was on a page."""
+    told = [log.name for log in _logs(rig) if CANARY in log.read_text(errors="replace")]
     return Verdict(
-        "no secret is logged", len(logs), tuple(log.name for log in logs if CANARY in log.read_text(errors="replace"))
+        "no secret is told", len(_logs(rig)) + len(rig.pages), (*told, *(p for p in rig.pages if CANARY in p))
     )

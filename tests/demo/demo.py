@@ -181,7 +181,7 @@ async def write(everybody: Participants, relays: Relays, view: View) -> None:
             own = Traffic(options.seed + number, ledger)
             apply = partial(everybody.apply_directly, service)
             group.create_task(concurrent_writer(f"writer-{number}", apply, own, stop))
-        group.create_task(lock_holder(environment.database, traffic, stop))
+        group.create_task(lock_holder(environment.database, traffic.hot, stop))
         directly = partial(everybody.apply_directly, everybody.writers[0])
         racing = group.create_task(
             run_races(RACES_EACH, SHORT_POLICY.policy, options.seed, everybody.publish, directly)

@@ -1,7 +1,7 @@
 """Writers beside the consumer: programs that use the service on the same conversations, and one that holds a lock."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 import asyncpg
@@ -34,14 +34,14 @@ async def apply_until_written(service: ConversationService, event: Event) -> Non
         return
 
 
-async def lock_holder(url: str, traffic: Traffic, stop: asyncio.Event) -> None:
-    """Somebody with a long transaction on a hot row, again and again."""
+async def lock_holder(url: str, conversation_ids: Sequence[str], stop: asyncio.Event) -> None:
+    """Somebody with a long transaction on one of these rows, again and again."""
     random = Random("lock holder")
     connection = await asyncpg.connect(url)
     try:
         while not stop.is_set():
             async with connection.transaction():
-                key = random.choice(traffic.hot)
+                key = random.choice(conversation_ids)
                 await connection.execute("SELECT 1 FROM conversation WHERE conversation_id = $1 FOR UPDATE", key)
                 await asyncio.sleep(HOLD_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)

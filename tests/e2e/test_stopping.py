@@ -1,4 +1,4 @@
-"""Processes that are told to stop while what they need is away."""
+"""Processes that are told to stop while what they need is away, and what silent ones leave behind."""
 
 import asyncio
 import secrets
@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from consumer.kafka.admin import admin
+from consumer.postgres.client import APPLICATION
 from consumer.settings import KafkaSettings
-from tests.e2e.conftest import until
+from tests.e2e.conftest import Group, until
+from tests.stack.broker import delete
 from tests.stack.kafka_broker import KafkaBroker
 from tests.stack.replica import Replica
+from tests.stack.silent_session import silent_within_a_copy
 
 
 @pytest.fixture
@@ -48,3 +51,24 @@ async def test_a_process_stops_in_good_order_while_kafka_is_away(
 
     assert code == 0
     assert "Traceback" not in process.log.read_text()
+
+
+@pytest.mark.parametrize("command", ["run", "ticker", "outbox"])
+async def test_each_process_ends_the_sessions_of_silent_clients(group: Group, command: str) -> None:
+    transitions = f"{group.topic}.transition"
+    await group.create_topic(transitions)
+    await group.unready_replica(
+        command,
+        CONSUMER_KAFKA__TRANSITION_TOPIC=transitions,
+        CONSUMER_DATABASE__STATEMENT_TIMEOUT_SECONDS="0.5",
+        CONSUMER_DATABASE__COMMAND_TIMEOUT_SECONDS="1",
+    )
+
+    async with silent_within_a_copy(group.database, APPLICATION) as connection:
+
+        async def is_closed() -> bool:
+            return bool(connection.is_closed())
+
+        await until(is_closed, "the session is ended")
+
+    await delete(group.kafka.bootstrap_servers, transitions)

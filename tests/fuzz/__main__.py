@@ -141,7 +141,7 @@ async def play(found: Services, fuzzer: Fuzzer, count: int, tally: Tally) -> Non
     """One round on a database of its own, judged by the checker."""
     made = [[fuzzer.record() for _ in range(count // PARTITIONS)] for _ in range(PARTITIONS)]
     logs = [FuzzedLog(number, of_one) for number, of_one in enumerate(made)]
-    metrics, letters, topic = Metrics(["events"]), Letters(), TransitionTopic(Random(count))
+    metrics, letters, topic = Metrics(["events"]), Letters(), TransitionTopic(Random(fuzzer.seed))
     async with new_database(found.postgres, "fuzz") as url:
         await asyncio.to_thread(migrations.upgrade, url)
         async with PostgresStore.open(DatabaseSettings(url=url), metrics) as store:

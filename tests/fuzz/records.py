@@ -57,6 +57,7 @@ class Fuzzer:
     """The same seed makes the same records but for their times, which are around now."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self._random = Random(seed)
         self._names = [self._name(number) for number in range(CONVERSATIONS)]
         self._count = 0

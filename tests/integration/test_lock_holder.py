@@ -19,10 +19,10 @@ from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import message
 from tests.conftest import opened
 from tests.stack.roles import as_owner
+from tests.stack.silent_session import silent_within_a_copy
 
 NOW = datetime.now(UTC)
 LOCK = "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE"
-WAITS = "SELECT state = 'active' AND wait_event = 'ClientRead' FROM pg_stat_activity WHERE pid = $1"
 INSERT = """INSERT INTO conversation (conversation_id, version, session, status, opened_at, last_activity_at,
     user_messages, agent_messages, expires_at) VALUES ('c-1', 1, 1, 'pending', now(), now(), 0, 0, now())"""
 
@@ -174,26 +174,17 @@ class TestSilentClient:
 
             assert not connection.is_closed()
 
+    @pytest.mark.parametrize("statement", ["SELECT pg_sleep(60)", "BEGIN"])
+    async def test_a_session_that_works_or_is_idle_is_left_alone(
+        self, store: PostgresStore, database: str, statement: str
+    ) -> None:
+        connection = await asyncpg.connect(database, server_settings={"application_name": APPLICATION})
+        working = asyncio.create_task(connection.execute(statement))
+        await asyncio.wait([working], timeout=0.2)
 
-@asynccontextmanager
-async def silent_within_a_copy(url: str, application: str) -> AsyncIterator[asyncpg.Connection]:
-    """A session that waits for the rows of a COPY, as the server sees it too."""
-    connection = await asyncpg.connect(url, server_settings={"application_name": application})
-    watching = await asyncpg.connect(url)
-    silence = asyncio.Event()
+        ended = await store.end_silent_sessions(0)
 
-    async def rows() -> AsyncIterator[tuple[str]]:
-        await silence.wait()
-        yield ("never",)
-
-    copying = asyncio.create_task(connection.copy_records_to_table("conversation", records=rows(), columns=["status"]))
-    try:
-        async with asyncio.timeout(5):
-            while not await watching.fetchval(WAITS, connection.get_server_pid()):  # noqa: ASYNC110 - the server says
-                await asyncio.sleep(0.01)
-        yield connection
-    finally:
+        assert ended == 0
+        assert not connection.is_closed()
         connection.terminate()
-        copying.cancel()
-        await asyncio.gather(copying, return_exceptions=True)
-        await watching.close()
+        await asyncio.gather(working, return_exceptions=True)

@@ -128,7 +128,7 @@ async def _writers(environment: Environment, traffic: Traffic) -> AsyncIterator[
         for number in range(WRITERS):
             own = Traffic(number, Ledger())
             group.create_task(concurrent_writer(f"writer-{number}", apply, own, stop))
-        group.create_task(lock_holder(environment.database, traffic, stop))
+        group.create_task(lock_holder(environment.database, traffic.hot, stop))
         try:
             yield
         finally:

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from tests.stack.process import DevstackError
+
 PACKAGES = {
     "chromium": "chromium",
     "faketime": "faketime",
@@ -25,6 +27,8 @@ def missing(program: str) -> str | None:
     return None if find(program) else f"{program} is not installed: apt-get install {PACKAGES[program]}"
 
 
-def faketime_library() -> Path | None:
-    """The library that, preloaded, gives a process another clock; its package brings the program of the same name."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None) if find("faketime") else None
+def faketime_library() -> Path:
+    """The library that, preloaded, gives a process another clock. Raises `DevstackError` where it is missing."""
+    for found in Path("/usr/lib").glob("*/faketime/libfaketime.so.1"):  # in a folder of the architecture
+        return found
+    raise DevstackError(missing("faketime") or "libfaketime.so.1 is not in /usr/lib/*/faketime")

@@ -7,8 +7,7 @@ from typing import Any
 import asyncpg
 
 from tests.stack.postgres_server import USER, PostgresServer
-from tests.stack.process import DevstackError
-from tests.stack.programs import missing
+from tests.stack.programs import faketime_library
 from tests.stack.small_disk import SmallDisk
 
 
@@ -21,7 +20,7 @@ class ReplicatedServer(PostgresServer):
     def __init__(self, disk: SmallDisk | None, source_port: int | None = None, *, movable_clock: bool = False) -> None:
         self.disk = disk
         self._source_port = source_port
-        self._clock_library = _clock_library() if movable_clock else None
+        self._clock_library = faketime_library() if movable_clock else None
         super().__init__(disk)
 
     @property
@@ -103,10 +102,3 @@ class ReplicatedServer(PostgresServer):
             "wal_keep_size": "512MB",
             "wal_retrieve_retry_interval": "200ms",
         }
-
-
-def _clock_library() -> Path:
-    # Debian has it in a folder of the architecture.
-    for found in Path("/usr/lib").glob("*/faketime/libfaketime.so.1"):
-        return found
-    raise DevstackError(missing("faketime") or "libfaketime.so.1 is not in /usr/lib/*/faketime")

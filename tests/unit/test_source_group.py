@@ -233,18 +233,10 @@ async def test_the_probes_and_gauges_follow_the_group() -> None:
 
     async with grouped(PLACES[0], PLACES[1]) as group:
         await asyncio.sleep(1)
-        joined = (
-            group.health.joined,
-            group.sample("conversation_assigned_partitions"),
-            group.sample("conversation_ready"),
-        )
+        joined = probes()
 
         await group.client.revoke()
-        revoked = (
-            group.health.joined,
-            group.sample("conversation_assigned_partitions"),
-            group.sample("conversation_ready"),
-        )
+        revoked = probes()
 
     assert joined == (True, 2, 1)
     assert time.monotonic() - group.health.polled_at < LONG

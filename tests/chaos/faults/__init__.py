@@ -1,4 +1,4 @@
-"""Every fault, by name. The numbers are those of the fault matrix in docs/reliability.md."""
+"""Every fault, by name. The table in docs/reliability.md is made of it."""
 
 from tests.chaos.faults import brokers, database, network, processes, traffic
 from tests.chaos.faults.catalogue import FAULTS, Fault

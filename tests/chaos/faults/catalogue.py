@@ -1,7 +1,7 @@
 """What a fault is, and the catalogue that each module of this package adds its own to."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from tests.chaos.rig import Rig
@@ -21,7 +21,7 @@ class Track(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`strike` does it and undoes it again. `mix` and `settings` are those of the scenario where it runs alone."""
+    """`strike` does it and undoes it again. `mix` is that of the scenario where it runs alone."""
 
     name: str
     number: int
@@ -31,7 +31,8 @@ class Fault:
     weight: float = 1.0
     """How often a storm draws it; 0: only alone."""
     mix: Mix | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    needs: Callable[[], str | None] = lambda: None
+    """Why it cannot happen here; null if it can."""
 
 
 FAULTS: dict[str, Fault] = {}
@@ -44,13 +45,13 @@ def fault(
     *,
     weight: float = 1.0,
     mix: Mix | None = None,
-    settings: Mapping[str, str] | None = None,
+    needs: Callable[[], str | None] = lambda: None,
 ) -> Callable[[Strike], Strike]:
     """Adds the function to the catalogue, under its name with hyphens."""
 
     def add(strike: Strike) -> Strike:
         name = strike.__name__.replace("_", "-")
-        FAULTS[name] = Fault(name, number, what, track, strike, weight, mix, settings or {})
+        FAULTS[name] = Fault(name, number, what, track, strike, weight, mix, needs)
         return strike
 
     return add

@@ -3,10 +3,13 @@
 import asyncio
 import signal
 
+import asyncpg
+
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.rig import CALLERS, SESSION_SECONDS, Rig
 from tests.chaos.sender import Caller
 from tests.demo.writers import lock_holder
+from tests.stack.small_disk import SmallDisk
 
 TERMINATE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -31,16 +34,26 @@ async def backends_terminated(rig: Rig) -> None:
 
 @fault(7, "a standby that lacks the last commits becomes the primary", Track.DATABASE, weight=1)
 async def failover(rig: Rig) -> None:
-    await rig.fail_over()
+    rig.expect(await rig.fail_over() > 0, "commits are lost")
 
 
-@fault(8, "PostgreSQL's disk is full", Track.DATABASE, weight=0.5)
+@fault(8, "PostgreSQL's disk is full", Track.DATABASE, weight=0.5, needs=SmallDisk.missing)
 async def disk_full(rig: Rig) -> None:
     await asyncio.to_thread(rig.postgres.fill_disk)
     try:
+        rig.expect(await _refuses_to_grow(rig), "PostgreSQL refuses to write, or ends, for lack of space")
         await asyncio.sleep(SESSION_SECONDS)
     finally:
         await rig.postgres.free_disk()
+
+
+async def _refuses_to_grow(rig: Rig) -> bool:
+    """Whether a table of some megabytes finds no room; a full WAL ends the server."""
+    try:
+        await rig.fetch("CREATE TEMPORARY TABLE filler AS SELECT repeat('x', 1000) FROM generate_series(1, 50000)")
+    except (asyncpg.DiskFullError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, OSError):
+        return True
+    return False
 
 
 @fault(3, "the reply to a COMMIT is lost", Track.DATABASE, weight=2)
@@ -65,8 +78,10 @@ async def _reset_commits(rig: Rig, *, forward: bool) -> None:
 @fault(10, "PostgreSQL answers slowly", Track.DATABASE)
 async def slow_database(rig: Rig) -> None:
     rig.postgres.proxy.latency_seconds = rig.rng.uniform(0.05, 0.5)
-    await asyncio.sleep(SESSION_SECONDS)
-    rig.postgres.proxy.heal()
+    try:
+        await asyncio.sleep(SESSION_SECONDS)
+    finally:
+        rig.postgres.proxy.heal()
 
 
 @fault(10, "PostgreSQL's disk is slow to flush", Track.DATABASE)
@@ -94,7 +109,7 @@ async def contention(rig: Rig) -> None:
     async with asyncio.TaskGroup() as tasks:
         for caller in callers:
             tasks.create_task(caller.run(rig.proxied_database, keys))
-        holder = tasks.create_task(lock_holder(rig.database, rig.traffic, stop))
+        holder = tasks.create_task(lock_holder(rig.database, keys, stop))
         await asyncio.sleep(STORM_SECONDS)
         stop.set()
         for caller in callers:

@@ -21,9 +21,11 @@ def to_brokers(rig: Rig) -> Sequence[Proxy]:
 async def _silence(rig: Rig, proxies: Sequence[Proxy]) -> None:
     for proxy in proxies:
         proxy.fall_silent()
-    await asyncio.sleep(rig.rng.uniform(1, 2 * SESSION_SECONDS))
-    for proxy in proxies:
-        proxy.heal()
+    try:
+        await asyncio.sleep(rig.rng.uniform(1, 2 * SESSION_SECONDS))
+    finally:
+        for proxy in proxies:
+            proxy.heal()
 
 
 @fault(9, "the network to PostgreSQL is silent", Track.DATABASE)

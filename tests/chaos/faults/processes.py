@@ -2,17 +2,20 @@
 
 import asyncio
 import signal
+import time
 
 from tests.chaos.deployment import Member
-from tests.chaos.failpoints import STALL_SECONDS, VARIABLE
+from tests.chaos.failpoints import REACHED, STALL_SECONDS, VARIABLE
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.rig import SESSION_SECONDS, Rig
-from tests.stack.process import DevstackError
+from tests.chaos.waiting import within
 from tests.stack.programs import faketime_library, missing
+from tests.stack.replica import Replica
 
 ARMED_SECONDS = 30.0
 """How long an armed process may take to reach its failpoint."""
 DRAIN_SECONDS = 25.0
+HOUR = 3600
 ZOMBIE_SECONDS = 3 * SESSION_SECONDS
 
 
@@ -40,8 +43,17 @@ async def kill_after_commit(rig: Rig) -> None:
 
 
 async def _reach(rig: Rig, member: Member, failpoint: str) -> None:
-    await member.replace(**{VARIABLE: f"{failpoint}:{rig.rng.randint(2, 20)}"})
-    rig.expect(await member.until_ended(ARMED_SECONDS), f"the failpoint {failpoint} is reached")
+    armed = await _arm(rig, member, failpoint)
+
+    async def killed() -> bool:
+        return armed.process.returncode == -signal.SIGKILL
+
+    in_time = await within(ARMED_SECONDS, killed)
+    rig.expect(in_time or member.was_ended(armed), f"the failpoint {failpoint} is reached")
+
+
+async def _arm(rig: Rig, member: Member, failpoint: str) -> Replica:
+    return await member.replace(**{VARIABLE: f"{failpoint}:{rig.rng.randint(2, 20)}"})
 
 
 @fault(11, "a replica is frozen for three session timeouts", Track.PROCESSES, weight=1)
@@ -52,17 +64,28 @@ async def zombie(rig: Rig) -> None:
 @fault(11, "a replica freezes within a transaction for three session timeouts", Track.PROCESSES, weight=1)
 async def zombie_in_transaction(rig: Rig) -> None:
     member = any_replica(rig)
-    await member.replace(**{VARIABLE: f"committing:freeze:{rig.rng.randint(2, 20)}"})
-    rig.expect(await member.until_frozen(ARMED_SECONDS), "the failpoint committing:freeze is reached")
+    armed = await _arm(rig, member, "committing:freeze")
+    in_time = await until_frozen(armed, ARMED_SECONDS)
+    rig.expect(in_time or member.was_ended(armed), "the failpoint committing:freeze is reached")
     await asyncio.sleep(ZOMBIE_SECONDS)
-    member.replica.send(signal.SIGCONT)
+    armed.send(signal.SIGCONT)
+
+
+async def until_frozen(replica: Replica, seconds: float) -> bool:
+    """Waits for the process to freeze itself; whether it did in time."""
+
+    async def frozen() -> bool:
+        return replica.is_frozen
+
+    return await within(seconds, frozen)
 
 
 @fault(18, "a process is told to stop", Track.PROCESSES, weight=4)
 async def terminate(rig: Rig) -> None:
     member = any_member(rig)
     async with rig.deadline(DRAIN_SECONDS, "SIGTERM ends a process within its drain limit"):
-        await member.end(signal.SIGTERM)
+        code = await member.end(signal.SIGTERM)
+        rig.expect(code == 0 or rig.strikes > 1, f"SIGTERM ends a process with exit code 0, not {code}")
 
 
 @fault(18, "a process is told to stop twice", Track.PROCESSES)
@@ -85,17 +108,32 @@ async def rolling_restart(rig: Rig) -> None:
 @fault(24, "the event loop of a replica stands still for two session timeouts", Track.PROCESSES)
 async def stalled_loop(rig: Rig) -> None:
     member = any_replica(rig)
-    await member.replace(**{VARIABLE: f"committing:stall:{rig.rng.randint(2, 20)}"})
-    await asyncio.sleep(2 * STALL_SECONDS)
+    armed = await _arm(rig, member, "committing:stall")
+
+    async def stalls() -> bool:
+        return member.has_logged(REACHED)
+
+    in_time = await within(ARMED_SECONDS, stalls)
+    rig.expect(in_time or member.was_ended(armed), "the failpoint committing:stall is reached")
+    await asyncio.sleep(STALL_SECONDS)
 
 
-@fault(17, "the clock of a replica is an hour wrong", Track.PROCESSES)
+@fault(17, "the clock of a replica is an hour wrong", Track.PROCESSES, needs=lambda: missing("faketime"))
 async def clock_skew(rig: Rig) -> None:
     member = any_replica(rig)
-    if (library := faketime_library()) is None:
-        raise DevstackError(str(missing("faketime")))
-    environment = {"LD_PRELOAD": str(library), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    await member.replace(**environment, FAKETIME=rig.rng.choice(("+1h", "-1h")))
-    rig.expect(await member.until_ready(ARMED_SECONDS), "a replica with a wrong clock is ready")
+    environment = {"LD_PRELOAD": str(faketime_library()), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    armed = await member.replace(**environment, FAKETIME=rig.rng.choice(("+1h", "-1h")))
+
+    async def ready() -> bool:
+        return await armed.ready()
+
+    in_time = await within(ARMED_SECONDS, ready)
+    rig.expect(in_time or rig.strikes > 1, "a replica with a wrong clock is ready")
+    if in_time:
+        rig.expect(abs(await _clock_of(armed) - time.time()) > HOUR / 2, "the clock of the replica is wrong")
     await asyncio.sleep(SESSION_SECONDS)
     await member.end(signal.SIGTERM)
+
+
+async def _clock_of(replica: Replica) -> float:
+    return await replica.count("conversation_last_poll_timestamp_seconds")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 
+from consumer.decoding import encoded
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.rig import SESSION_SECONDS, Rig
 from tests.traffic import POISON, Mix
@@ -49,23 +50,24 @@ async def poison(rig: Rig) -> None:
 
 @fault(15, "records larger than the limit", Track.TRAFFIC)
 async def oversized(rig: Rig) -> None:
-    records = [(b"c-0001", b"%d" % number * OVERSIZED) for number in range(1, 6)]
-    rig.ledger.poison.update(records)
-    await rig.sender.send(records)
+    """Each would be an event, if it were not so large."""
+    for _ in range(5):
+        key, value = encoded(rig.traffic.event("c-0001", "oversized"))
+        record = (key, json.dumps({**json.loads(value), "text": "x" * OVERSIZED}).encode())
+        rig.ledger.poison[record] += 1
+        await rig.sender.send([record])
 
 
 @fault(16, "types and fields of a later version", Track.TRAFFIC)
 async def future_schema(rig: Rig) -> None:
-    key, value = next(pair for pair in rig.sender.recent if _is_event(pair[1]))
-    event = json.loads(value or b"")
-    extended = json.dumps({**event, "data": {**event.get("data", {}), "mood": "good"}, "traceparent": "x"}).encode()
-    unknown = json.dumps({**event, "type": "conversation.inbound-message.v2", "id": "v2"}).encode()
+    event = rig.traffic.event("c-0001", "later-version")
+    key, value = encoded(event)
+    known = json.loads(value)
+    extended = json.dumps({**known, "data": {**known.get("data", {}), "mood": "good"}, "traceparent": "x"}).encode()
+    unknown = json.dumps({**known, "type": "conversation.inbound-message.v2"}).encode()
+    rig.ledger.note(event)
     rig.ledger.poison[(key, unknown)] += 1
     await rig.sender.send([(key, extended), (key, unknown)])
-
-
-def _is_event(value: bytes | None) -> bool:
-    return value is not None and b"inbound-message.v1" in value
 
 
 @fault(20, "ten times the traffic", Track.TRAFFIC)
