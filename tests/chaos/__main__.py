@@ -14,7 +14,7 @@ import typer
 from tests.chaos.faults import FAULTS
 from tests.chaos.mutation import find_all
 from tests.chaos.rig import Plan, Services, services
-from tests.chaos.storm import Outcome, mix, plan_of, play, scenario
+from tests.chaos.storm import Outcome, mix, plan_of, run_storm, scenario
 from tests.stack.process import DevstackError, say
 
 ROUND_SECONDS = 60.0
@@ -34,12 +34,12 @@ def _scenario(name: str | None) -> str | None:
 def main(
     only: Annotated[
         str | None,
-        typer.Option("--scenario", callback=_scenario, help="Play this fault alone, or `all` of them, one by one."),
+        typer.Option("--scenario", callback=_scenario, help="This fault alone, or `all` of them, one by one."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Chooses traffic and faults.")] = 1,
     minutes: Annotated[float, typer.Option(min=0.1, help="How long a mix of all faults goes on.")] = 5.0,
     rate: Annotated[float, typer.Option(min=1, help="Events a second.")] = 300.0,
-    quick: Annotated[bool, typer.Option("--quick", help="Play a few faults alone, and a short mix.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few faults alone, and a short mix.")] = False,
     mutation: Annotated[
         bool, typer.Option("--mutation", help="Plant bugs into the replicas: each must be found.")
     ] = False,
@@ -47,9 +47,9 @@ def main(
         Path | None, typer.Option(help="Each round is added to this file; one that is there goes on after its last.")
     ] = None,
 ) -> None:
-    """Plays one fault, or a seeded mix in rounds of a minute. Exit code 1 if anything was lost, or came twice."""
+    """One fault, or a seeded mix in rounds of a minute. Exit code 1 if anything was lost, or came twice."""
     try:
-        holds = asyncio.run(_play(only, seed, minutes, rate, ledger, quick=quick, mutation=mutation))
+        holds = asyncio.run(_run(only, seed, minutes, rate, ledger, quick=quick, mutation=mutation))
     except* DevstackError as errors:
         for error in errors.exceptions:
             say(f"error: {error}")
@@ -57,7 +57,7 @@ def main(
     raise typer.Exit(0 if holds else 1)
 
 
-async def _play(
+async def _run(
     only: str | None, seed: int, minutes: float, rate: float, ledger: Path | None, *, quick: bool, mutation: bool
 ) -> bool:
     async with services() as found:
@@ -74,7 +74,7 @@ async def _alone(found: Services, names: Iterable[str], seed: int) -> bool:
     """Each by itself, in the order of the catalogue."""
     held = []
     for name in names:
-        outcome = await play(found, plan_of(FAULTS[name], seed), scenario(FAULTS[name]))
+        outcome = await run_storm(found, plan_of(FAULTS[name], seed), scenario(FAULTS[name]))
         _print(name, outcome)
         held.append(outcome.holds)
     return all(held)
@@ -97,7 +97,7 @@ async def _rounds(found: Services, seed: int, minutes: float, rate: float, ledge
     number, ending, holds = len(done), time.monotonic() + 60 * minutes, True
     while time.monotonic() < ending:
         seconds = min(ROUND_SECONDS, ending - time.monotonic())
-        outcome = await play(found, Plan(1000 * seed + number, rate=rate), mix(seconds))
+        outcome = await run_storm(found, Plan(1000 * seed + number, rate=rate), mix(seconds))
         _print(f"round {number}, seed {outcome.seed}", outcome)
         done.append(_entry(outcome))
         _append(ledger, done[-1])

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tests.chaos.faults import FAULTS
+from tests.chaos.faults.catalogue import Strike
 from tests.chaos.faults.processes import until_frozen
 from tests.chaos.rig import REPLICAS, SESSION_SECONDS, Plan, Rig, Services
-from tests.chaos.storm import Act, play, scenario
+from tests.chaos.storm import run_storm, scenario
 from tests.checker.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
 from tests.traffic import Mix
 
@@ -22,7 +23,7 @@ class Mutant:
     """A bug, what brings it out, and the traffic that it takes."""
 
     bug: str
-    act: Act
+    strike: Strike
     rate: float = 300.0
     mix: Mix = field(default_factory=lambda: Mix(cold=400))
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +66,7 @@ async def find_all(found: Services, seed: int) -> bool:
 
 async def _found(found: Services, mutant: Mutant, seed: int) -> bool:
     for number in range(TRIES):
-        outcome = await play(found, _plan(mutant, seed + number), mutant.act)
+        outcome = await run_storm(found, _plan(mutant, seed + number), mutant.strike)
         broken = [verdict for verdict in outcome.verdicts if not verdict.holds]
         for verdict in broken:
             if verdict.invariant not in mutant.found_by:

@@ -1,13 +1,12 @@
-"""Plays one fault, or a seeded mix of them, and judges what is left."""
+"""One fault, or a seeded mix of them, and a verdict on what is left."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.faults.catalogue import Track
+from tests.chaos.faults.catalogue import Strike, Track
 from tests.chaos.rig import Plan, Rig, Services, prepared
 from tests.chaos.verdict import Recovery, judge, recovery, rest
 from tests.checker.ledger import Verdict
@@ -36,10 +35,7 @@ class Outcome:
         return all(verdict.holds for verdict in self.verdicts)
 
 
-Act = Callable[[Rig], Awaitable[None]]
-
-
-async def play(found: Services, plan: Plan, act: Act) -> Outcome:
+async def run_storm(found: Services, plan: Plan, strike: Strike) -> Outcome:
     """Traffic, the faults, calm, and the verdict. Nobody is helped after the last fault."""
     async with prepared(found, plan) as rig:
         for deployment in rig.deployments:
@@ -48,7 +44,7 @@ async def play(found: Services, plan: Plan, act: Act) -> Outcome:
             raise DevstackError(f"the replicas are not ready after {READY_SECONDS:.0f} s: see {rig.keep_logs()}")
         async with rig.at_work():
             await asyncio.sleep(CALM_SECONDS)
-            await act(rig)
+            await strike(rig)
             recovered = await recovery(rig)
             await asyncio.sleep(CALM_SECONDS)
         left = await rest(rig)
@@ -62,24 +58,24 @@ async def play(found: Services, plan: Plan, act: Act) -> Outcome:
         )
 
 
-def scenario(fault: Fault) -> Act:
-    async def act(rig: Rig) -> None:
+def scenario(fault: Fault) -> Strike:
+    async def strike(rig: Rig) -> None:
         rig.struck[fault.name] += 1
         await fault.strike(rig)
 
-    return act
+    return strike
 
 
-def mix(seconds: float) -> Act:
+def mix(seconds: float) -> Strike:
     """Faults of every track, one after the other in each; those of different tracks overlap."""
 
-    async def act(rig: Rig) -> None:
+    async def strike(rig: Rig) -> None:
         ending = asyncio.get_running_loop().time() + seconds
         async with asyncio.TaskGroup() as tasks:
             for track in Track:
                 tasks.create_task(_track(rig, track, ending))
 
-    return act
+    return strike
 
 
 async def _track(rig: Rig, track: Track, ending: float) -> None:

@@ -135,8 +135,8 @@ async def transactions(rig: Rig) -> None:
     producer = AIOKafkaProducer(
         bootstrap_servers=rig.kafka.bootstrap_servers, transactional_id=f"{rig.kafka.group_id}-{rig.rng.random()}"
     )
-    await producer.start()
     try:
+        await producer.start()
         for _ in range(5):
             await _send_in_transaction(rig, producer, _nobodys_events(rig), commit=False)
             records = rig.traffic.records(20)
