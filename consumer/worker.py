@@ -185,7 +185,7 @@ class PartitionWorker:
             raise PartitionStoppedError(
                 f"stored offset {stored.next_offset} is outside the log {first}..{end}: {remedy}"
             )
-        if stored.next_offset != self._unreadable_at:
+        if stored.next_offset != self._unreadable_at or stored.next_offset == end:
             self._health.stopped.pop(self._name, None)
         if stored.next_offset >= self._unwritten_end:  # what was not answered in time may be written all the same
             self._health.outages.pop(self._writing, None)

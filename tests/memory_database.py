@@ -56,6 +56,7 @@ class MemoryDatabase:
         self.wake_at: dict[str, datetime] = {}
         self.outbox: dict[int, OutboxRow] = {}
         self.outbox_ids = count(1)
+        self._tokens = count(1)
         self.trail: list[tuple[Partition, int, int]] = []
         self.moved: Callable[[Partition, int, int], None] = lambda *_: None
         self.was_set: Callable[[Partition, StoredOffset | None, StoredOffset], None] = lambda *_: None
@@ -79,7 +80,8 @@ class MemoryDatabase:
 
     def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
         """An operator's decision."""
-        before, after = self.offsets.get(partition), StoredOffset(offset.cluster_id, offset.next_offset)
+        token = -next(self._tokens)
+        before, after = self.offsets.get(partition), StoredOffset(offset.cluster_id, offset.next_offset, token)
         self.offsets[partition] = after
         self.was_set(partition, before, after)
 

@@ -63,8 +63,8 @@ _OLD = "FROM conversation_event WHERE ctid >= $1 AND ctid < $2 AND recorded_at <
 _COUNT_OLD = f"SELECT count(*) {_OLD}"
 _PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
 _SET_OFFSET = """
-    INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5)
-    ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = 0"""
+    INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5, $6)
+    ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = $6"""
 
 _OFFSETS = "the table kafka_offset, or rows of it"
 _TIMERS = "the table conversation"
@@ -135,9 +135,13 @@ class PostgresStore:
             return [(Partition(*row[:3]), StoredOffset(*row[3:])) for row in await connection.fetch(sql)]
 
     async def set_offset(self, partition: Partition, offset: StoredOffset) -> None:
-        """Sets where the partition goes on, whatever was stored: an operator's decision."""
+        """Sets where the partition goes on, whatever was stored: an operator's decision.
+
+        The fencing token is a new one: an owner that has not heard of it, perhaps in another cluster, writes no more.
+        """
+        row = (*partition_key(partition), offset.cluster_id, offset.next_offset, secrets.randbits(63))
         async with self._transaction("save", None) as connection:
-            await connection.execute(_SET_OFFSET, *partition_key(partition), offset.cluster_id, offset.next_offset)
+            await connection.execute(_SET_OFFSET, *row)
 
     async def answers(self) -> bool:
         """Whether the database can be used now."""

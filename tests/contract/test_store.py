@@ -208,7 +208,17 @@ class TestOffsets:
 
         await store.set_offset(PLACE, StoredOffset("another", 3))
 
-        assert await store.stored_offset(PLACE) == StoredOffset("another", 3)
+        stored = await store.stored_offset(PLACE)
+        assert stored is not None
+        assert (stored.cluster_id, stored.next_offset) == ("another", 3)
+
+    async def test_an_owner_that_has_not_heard_of_an_operators_decision_writes_no_more(self, store: AnyStore) -> None:
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+
+        await store.set_offset(PLACE, StoredOffset("another", 7))
+
+        with pytest.raises(StaleOwnerError):
+            await save(store, Decided(NOW, ()), Progress(PLACE, 7, 12))
 
     async def test_it_moves_with_the_effects(self, store: AnyStore) -> None:
         await store.create_offset(PLACE, StoredOffset("cluster", 7))

@@ -280,3 +280,25 @@ async def test_a_replica_is_ready_again_once_a_batch_proves_written_whose_commit
 
     assert (unanswered, outages) == ([], [{}])
     assert store.offsets[PLACE].next_offset == 1
+
+
+async def test_a_partition_that_stopped_at_the_end_of_the_log_is_ready_once_its_offset_is_set_there() -> None:
+    log, store = FakeLog(encoded(message(at=NOW))), MemoryStore()
+    store.offsets[PLACE] = StoredOffset("cluster", 1)
+    log.unreadable = 1
+    stopped: list[list[str]] = []
+
+    def no_record_comes() -> None:
+        stopped.append(list(health.stopped.values()))
+        log.revoke()
+
+    def the_operator_sets_it() -> None:
+        stopped.append(list(health.stopped.values()))
+        log.unreadable, log.on_idle = None, no_record_comes
+        store.offsets[PLACE] = StoredOffset("cluster", 1, mark=5)
+
+    log.on_wait = the_operator_sets_it
+    async with worker(log, store, Letters()) as (health, _):
+        await log.revoked.wait()
+
+    assert stopped == [["cannot be read"], []]
