@@ -141,6 +141,8 @@ class Real:
             isolation_level="read_committed",
             partition_assignment_strategy=(RoundRobinPartitionAssignor,),
             heartbeat_interval_ms=100,
+            # A fetch that waits for records is answered before the limit on requests.
+            fetch_max_wait_ms=200,
             request_timeout_ms=500,
         )
 
