@@ -7,10 +7,12 @@ memory is private too: a server that was killed leaves its own behind, and this 
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from tests.stack.process import NOBODY, DevstackError, Server, enter
 
+TRIES = 50
 HOLD = """
 mount -t tmpfs -o mode=1777 shared-memory /dev/shm &&
 mount -t tmpfs -o "size=$1,mode=0700,uid=$2,gid=$2" small-disk "$3" &&
@@ -47,8 +49,14 @@ class SmallDisk:
         return self._server.pid
 
     def fill(self) -> None:
-        """Nothing more can be written: the file system is made as small as what lies on it."""
-        self._resize(self._used_bytes())
+        """Nothing more can be written: the file system is made as small as what lies on it.
+
+        Whoever writes meanwhile makes it too small, which is refused; then it is tried again.
+        """
+        for _ in range(TRIES):
+            with suppress(DevstackError):
+                return self._resize(self._used_bytes())
+        return self._resize(self._used_bytes())
 
     def free(self) -> None:
         self._resize(self.size_bytes)
