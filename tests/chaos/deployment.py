@@ -44,10 +44,8 @@ class Member:
 
     async def _start_one(self) -> None:
         once, self._once = self._once, {}
-        self.replica = Replica(
-            {**self._settings, **once}, self._log, *(FAILPOINTS if VARIABLE in once else self._module)
-        )
-        await self.replica.start()
+        module = FAILPOINTS if VARIABLE in once else self._module
+        self.replica = await Replica({**self._settings, **once}, self._log, *module).start()
 
     async def _keep(self) -> None:
         while True:
