@@ -25,7 +25,7 @@ from consumer.retry import Backoff, retrying
 BATCH = 200
 """Conversations read at one moment."""
 BACKOFF = Backoff(0.02, 0.5)
-ATTEMPTS = 8
+RETRY_SECONDS = 10.0
 
 REMEDIES = {
     Result.NOT_WHOLE: "rows are pruned or lost, so the history cannot be folded: nothing is said, nothing repaired",
@@ -142,7 +142,7 @@ async def repair_now(store: PostgresStore, conversation_id: str, policy: Policy)
     coming in between.
     """
     try:
-        async for attempt in retrying(ContentionError, BACKOFF, asyncio.sleep, attempts=ATTEMPTS):
+        async for attempt in retrying(ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS):
             with attempt:
                 (stored,) = await store.stored([conversation_id])
                 finding = compare(stored, policy)
