@@ -13,6 +13,7 @@ from random import Random
 from urllib.parse import urlsplit
 
 import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from consumer.kafka.admin import admin, log_bounds
 from consumer.kafka.partition import to_record
@@ -37,7 +38,8 @@ CALLERS = 2
 SESSION_SECONDS = 4.0
 COMMITTED = "SELECT pg_logical_emit_message(true, 'chaos', 'lost')"
 """Something that a failover loses, whatever else happens."""
-DEAD_LETTER_CONFIGS = {"max.message.bytes": str(2 * 2**20)}
+DEAD_LETTER_CONFIGS = {"max.message.bytes": str(2 * 2**20), "min.insync.replicas": "1"}
+DEAD_LETTER_BROKER = 2
 CANARY = "canary-7f3a9c"
 """The password in the database's URL: it may appear in no log and on no page."""
 
@@ -229,6 +231,17 @@ class Rig:
         return Traffic(self.plan.seed + number + 1, self.ledger, self.plan.mix)
 
 
+async def _create_dead_letter_topic(kafka: KafkaSettings) -> None:
+    """On one broker alone, so that it can be away while the other topics are not."""
+    placed = NewTopic(kafka.dead_letter_topic, -1, -1, {0: [DEAD_LETTER_BROKER]}, topic_configs={**DEAD_LETTER_CONFIGS})
+    client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await client.start()
+    try:
+        await client.create_topics([placed])
+    finally:
+        await client.close()
+
+
 @asynccontextmanager
 async def _new_database(postgres: PostgresPair) -> AsyncIterator[str]:
     """Its URL; dropped at the primary of then."""
@@ -256,7 +269,7 @@ async def prepared(found: Services, plan: Plan) -> AsyncIterator[Rig]:
         async with _new_database(found.postgres) as database, admin(kafka) as client:
             await client.create(kafka.topics[0], PARTITIONS, REPLICATION, {})
             await client.create(kafka.transition_topic, PARTITIONS, REPLICATION, {})
-            await client.create(kafka.dead_letter_topic, 1, REPLICATION, DEAD_LETTER_CONFIGS)
+            await _create_dead_letter_topic(kafka)
             await asyncio.to_thread(migrations.upgrade, database)
             for statement in (TRAIL, *plan.ddl):
                 await execute(database, statement)

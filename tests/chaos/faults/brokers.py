@@ -2,11 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
@@ -14,14 +13,13 @@ from consumer.decoding import encoded
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.faults.traffic import send_poison
 from tests.chaos.operator import not_ready, set_offset
-from tests.chaos.rig import DEAD_LETTER_CONFIGS, PARTITIONS, REPLICATION, SESSION_SECONDS, Rig
+from tests.chaos.rig import DEAD_LETTER_BROKER, PARTITIONS, SESSION_SECONDS, Rig
 from tests.chaos.sender import Record
 from tests.chaos.waiting import within
 
 AWAY_SECONDS = 15.0
 READ_SECONDS = 30.0
 UNREAD = 10
-MORE_THAN_THERE_ARE = str(REPLICATION + 1)
 
 
 @fault(4, "a broker is killed and comes back", Track.BROKERS, weight=5)
@@ -50,11 +48,9 @@ async def brokers_away(rig: Rig) -> None:
     await asyncio.gather(*(rig.brokers.start(number) for number in range(rig.brokers.count)))
 
 
-@fault(23, "the dead-letter topic takes no writes, and every replica is killed meanwhile", Track.BROKERS)
+@fault(23, "the broker of the dead-letter topic is away, and every replica is killed meanwhile", Track.BROKERS)
 async def dead_letters_refused(rig: Rig) -> None:
-    await _configure(
-        rig, rig.kafka.dead_letter_topic, {**DEAD_LETTER_CONFIGS, "min.insync.replicas": MORE_THAN_THERE_ARE}
-    )
+    await rig.brokers.kill(DEAD_LETTER_BROKER)
     try:
         await send_poison(rig, 20)
 
@@ -65,17 +61,7 @@ async def dead_letters_refused(rig: Rig) -> None:
         for member in rig.replicas.members:
             await member.end(signal.SIGKILL)
     finally:
-        await _configure(rig, rig.kafka.dead_letter_topic, DEAD_LETTER_CONFIGS)
-
-
-async def _configure(rig: Rig, topic: str, configs: Mapping[str, str]) -> None:
-    """Exactly these settings; the others are the brokers'."""
-    client = AIOKafkaAdminClient(bootstrap_servers=rig.kafka.bootstrap_servers)
-    await client.start()
-    try:
-        await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, dict(configs))])
-    finally:
-        await client.close()
+        await rig.brokers.start(DEAD_LETTER_BROKER)
 
 
 @fault(25, "retention takes records that nobody has read", Track.BROKERS, weight=0)
