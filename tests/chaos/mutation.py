@@ -84,4 +84,5 @@ def _plan(mutant: Mutant, seed: int) -> Plan:
         number: ("tests.checker.planted", OF_THE_OTHERS.get(mutant.bug, mutant.bug) if number else mutant.bug)
         for number in range(REPLICAS)
     }
-    return Plan(seed, mutant.rate, mutant.mix, modules, mutant.settings, mutant.ddl)
+    on_one_broker = mutant.bug == "unawaited"
+    return Plan(seed, mutant.rate, mutant.mix, modules, mutant.settings, mutant.ddl, on_one_broker)

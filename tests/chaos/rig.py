@@ -38,7 +38,7 @@ CALLERS = 2
 SESSION_SECONDS = 4.0
 COMMITTED = "SELECT pg_logical_emit_message(true, 'chaos', 'lost')"
 """Something that a failover loses, whatever else happens."""
-DEAD_LETTER_CONFIGS = {"max.message.bytes": str(2 * 2**20), "min.insync.replicas": "1"}
+DEAD_LETTER_CONFIGS = {"max.message.bytes": str(2 * 2**20)}
 DEAD_LETTER_BROKER = 2
 CANARY = "canary-7f3a9c"
 """The password in the database's URL: it may appear in no log and on no page."""
@@ -71,6 +71,7 @@ class Plan:
     settings: Mapping[str, str] = field(default_factory=dict)
     ddl: tuple[str, ...] = ()
     """Done to the database before all else."""
+    dead_letters_on_one_broker: bool = False
 
 
 class Rig:
@@ -233,7 +234,13 @@ class Rig:
 
 async def _create_dead_letter_topic(kafka: KafkaSettings) -> None:
     """On one broker alone, so that it can be away while the other topics are not."""
-    placed = NewTopic(kafka.dead_letter_topic, -1, -1, {0: [DEAD_LETTER_BROKER]}, topic_configs={**DEAD_LETTER_CONFIGS})
+    placed = NewTopic(
+        kafka.dead_letter_topic,
+        -1,
+        -1,
+        {0: [DEAD_LETTER_BROKER]},
+        topic_configs={**DEAD_LETTER_CONFIGS, "min.insync.replicas": "1"},
+    )
     client = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await client.start()
     try:
@@ -269,7 +276,10 @@ async def prepared(found: Services, plan: Plan) -> AsyncIterator[Rig]:
         async with _new_database(found.postgres) as database, admin(kafka) as client:
             await client.create(kafka.topics[0], PARTITIONS, REPLICATION, {})
             await client.create(kafka.transition_topic, PARTITIONS, REPLICATION, {})
-            await _create_dead_letter_topic(kafka)
+            if plan.dead_letters_on_one_broker:
+                await _create_dead_letter_topic(kafka)
+            else:
+                await client.create(kafka.dead_letter_topic, 1, REPLICATION, DEAD_LETTER_CONFIGS)
             await asyncio.to_thread(migrations.upgrade, database)
             for statement in (TRAIL, *plan.ddl):
                 await execute(database, statement)

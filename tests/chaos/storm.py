@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from tests.chaos.faults import FAULTS, Fault
@@ -93,4 +93,5 @@ def plan_of(fault: Fault, seed: int) -> Plan:
     """How the scenario of one fault is laid out."""
     if why := fault.needs():
         raise DevstackError(f"{fault.name}: {why}")
-    return Plan(seed, mix=fault.mix) if fault.mix else Plan(seed)
+    plan = Plan(seed, dead_letters_on_one_broker=fault is FAULTS["dead-letters-refused"])
+    return replace(plan, mix=fault.mix) if fault.mix else plan

@@ -48,7 +48,9 @@ async def brokers_away(rig: Rig) -> None:
     await asyncio.gather(*(rig.brokers.start(number) for number in range(rig.brokers.count)))
 
 
-@fault(23, "the broker of the dead-letter topic is away, and every replica is killed meanwhile", Track.BROKERS)
+@fault(
+    23, "the broker of the dead-letter topic is away, and every replica is killed meanwhile", Track.BROKERS, weight=0
+)
 async def dead_letters_refused(rig: Rig) -> None:
     await rig.brokers.kill(DEAD_LETTER_BROKER)
     try:
