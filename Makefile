@@ -62,7 +62,7 @@ fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL
 chaos: install ## faults on real processes, three brokers, PostgreSQL with a standby (MINUTES=5 SEED=0 SCENARIO=name LEDGER=file)
 	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(or $(MINUTES),5) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(LEDGER),--ledger $(LEDGER)) $(CHAOS)
 
-chaos-quick: install ## a few of the same and a short mix
+chaos-quick: install ## a few of the same, each alone
 	$(BIN)/python -m tests.chaos --quick
 
 chaos-mutation: install ## plant bugs into the replicas of the rig: each must be found
