@@ -40,12 +40,9 @@ class Member:
 
     async def _launch(self) -> None:
         async with self._changing:
-            await self._start_one()
-
-    async def _start_one(self) -> None:
-        once, self._once = self._once, {}
-        module = FAILPOINTS if VARIABLE in once else self._module
-        self.replica = await Replica({**self._settings, **once}, self._log, *module).start()
+            once, self._once = self._once, {}
+            module = FAILPOINTS if VARIABLE in once else self._module
+            self.replica = await Replica({**self._settings, **once}, self._log, *module).start()
 
     async def _keep(self) -> None:
         while True:

@@ -28,6 +28,7 @@ class Mutant:
     mix: Mix = field(default_factory=lambda: Mix(cold=400))
     settings: Mapping[str, str] = field(default_factory=dict)
     ddl: tuple[str, ...] = ()
+    dead_letters_on_one_broker: bool = False
     found_by: tuple[str, ...] = ()
     """The invariants of which one must be broken; any other red proves nothing."""
 
@@ -54,7 +55,12 @@ MUTANTS = (
         settings=SMALL_BATCHES,
         found_by=("no event lost", "applied in the order of the log", "nothing before a stored offset is skipped"),
     ),
-    Mutant("unawaited", scenario(FAULTS["dead-letters-refused"]), found_by=("all poison is in dead letters",)),
+    Mutant(
+        "unawaited",
+        scenario(FAULTS["dead-letters-refused"]),
+        dead_letters_on_one_broker=True,
+        found_by=("all poison is in dead letters",),
+    ),
 )
 
 
@@ -84,5 +90,4 @@ def _plan(mutant: Mutant, seed: int) -> Plan:
         number: ("tests.checker.planted", OF_THE_OTHERS.get(mutant.bug, mutant.bug) if number else mutant.bug)
         for number in range(REPLICAS)
     }
-    on_one_broker = mutant.bug == "unawaited"
-    return Plan(seed, mutant.rate, mutant.mix, modules, mutant.settings, mutant.ddl, on_one_broker)
+    return Plan(seed, mutant.rate, mutant.mix, modules, mutant.settings, mutant.ddl, mutant.dead_letters_on_one_broker)

@@ -21,15 +21,15 @@ from consumer.offsets import Partition
 from consumer.postgres import migrations
 from consumer.records import Record
 from consumer.settings import KafkaSettings
-from tests.chaos.deployment import Deployment
+from tests.chaos.deployment import Deployment, Member
 from tests.chaos.sender import Caller, Sender, Written
 from tests.checker.ledger import Ledger
-from tests.demo.environment import TRAIL
+from tests.demo.environment import TRAIL, settings_of
 from tests.stack.broker import delete, read_all
 from tests.stack.database import execute
 from tests.stack.kafka_cluster import KafkaCluster
 from tests.stack.postgres_pair import PostgresPair
-from tests.traffic import SHORT_POLICY, Mix, Traffic
+from tests.traffic import Mix, Traffic
 
 PARTITIONS = 6
 REPLICATION = 3
@@ -75,7 +75,7 @@ class Plan:
 
 
 class Rig:
-    """One storm's environment; its participants are at work from `started` on."""
+    """One storm's environment; its participants write within `at_work`."""
 
     def __init__(self, found: Services, plan: Plan, kafka: KafkaSettings, database: str, logs: Path) -> None:
         self.brokers = found.kafka
@@ -95,8 +95,8 @@ class Rig:
         """Records that retention took before."""
         self.pages: list[str] = []
         """What replicas, ticker and relays say of themselves at the end."""
-        self.promises: dict[str, int] = {}
-        """What faults expected, and how often that was looked at."""
+        self.promises = 0
+        """How often faults looked at what they promise."""
         self.broken: list[str] = []
         self._database = urlsplit(database).path
         settings = self.settings
@@ -122,22 +122,17 @@ class Rig:
     def deployments(self) -> tuple[Deployment, ...]:
         return self.replicas, self.tickers, self.relays
 
+    def any_replica(self) -> Member:
+        return self.rng.choice(self.replicas.members)
+
     @property
     def settings(self) -> dict[str, str]:
         """The environment of replicas, ticker and relays."""
-        policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT_POLICY}
+        proxied = self.kafka.model_copy(update={"bootstrap_servers": self.brokers.bootstrap_servers})
         return {
-            **policy,
-            "CONSUMER_DATABASE__URL": self.proxied_database,
-            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(SESSION_SECONDS / 2),
+            **settings_of(proxied, self.proxied_database),
             "CONSUMER_DATABASE__STATEMENT_TIMEOUT_SECONDS": "3",
             "CONSUMER_DATABASE__COMMAND_TIMEOUT_SECONDS": "4",
-            "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": self.brokers.bootstrap_servers,
-            "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
-            "CONSUMER_KAFKA__TOPICS": self.kafka.topics[0],
-            "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
-            "CONSUMER_KAFKA__TRANSITION_TOPIC": self.kafka.transition_topic,
-            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(SESSION_SECONDS),
             "CONSUMER_KAFKA__REBALANCE_TIMEOUT_SECONDS": "6",
             "CONSUMER_KAFKA__REQUEST_TIMEOUT_SECONDS": "5",
             "CONSUMER_OUTBOX__TURN_SECONDS": "6",
@@ -159,7 +154,7 @@ class Rig:
 
     def expect(self, held: bool, what: str) -> None:
         """A fault's own promise: part of the verdict."""
-        self.promises[what] = self.promises.get(what, 0) + 1
+        self.promises += 1
         if not held:
             self.broken.append(what)
 
@@ -271,6 +266,7 @@ async def prepared(found: Services, plan: Plan) -> AsyncIterator[Rig]:
         dead_letter_topic=f"{name}.dead-letter",
         transition_topic=f"{name}.transition",
         request_timeout_seconds=5,
+        session_timeout_seconds=SESSION_SECONDS,
     )
     with tempfile.TemporaryDirectory(prefix="chaos-") as logs:
         async with _new_database(found.postgres) as database, admin(kafka) as client:

@@ -23,7 +23,7 @@ RETRY_SECONDS = 0.2
 ATTEMPT_SECONDS = 10.0
 """How long a send may take before its producer is given up for another: what it has sent comes twice then."""
 
-RECENT = 1000
+RECENT = 500
 
 Record = tuple[bytes | None, bytes | None]
 

@@ -93,5 +93,5 @@ def plan_of(fault: Fault, seed: int) -> Plan:
     """How the scenario of one fault is laid out."""
     if why := fault.needs():
         raise DevstackError(f"{fault.name}: {why}")
-    plan = Plan(seed, dead_letters_on_one_broker=fault is FAULTS["dead-letters-refused"])
+    plan = Plan(seed, dead_letters_on_one_broker=fault.dead_letters_on_one_broker)
     return replace(plan, mix=fault.mix) if fault.mix else plan

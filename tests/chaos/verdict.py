@@ -91,7 +91,7 @@ async def judge(rig: Rig, recovered: Recovery, left: tuple[str, ...], codes: Seq
         *verdicts,
         Verdict("all comes to rest", 1, left),
         Verdict("all replicas are ready again without help", 1, _too_late(recovered)),
-        Verdict("what each fault promises", sum(rig.promises.values()), tuple(rig.broken)),
+        Verdict("what each fault promises", rig.promises, tuple(rig.broken)),
         Verdict("processes leave in good order", len(codes), tuple(f"exit code {code}" for code in codes if code)),
         _crashes(rig),
         await _committed(rig, evidence),

@@ -57,17 +57,7 @@ class Environment:
     @property
     def settings(self) -> dict[str, str]:
         """The environment of a replica."""
-        policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT_POLICY}
-        return policy | {
-            "CONSUMER_DATABASE__URL": self.database,
-            "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds / 2),
-            "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
-            "CONSUMER_KAFKA__GROUP_ID": self.kafka.group_id,
-            "CONSUMER_KAFKA__TOPICS": self.topic,
-            "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": self.kafka.dead_letter_topic,
-            "CONSUMER_KAFKA__TRANSITION_TOPIC": self.kafka.transition_topic,
-            "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(self.kafka.session_timeout_seconds),
-        }
+        return settings_of(self.kafka, self.database)
 
     async def until_applied(self, records: int) -> None:
         connection = await asyncpg.connect(self.database)
@@ -77,6 +67,21 @@ class Environment:
                     await asyncio.sleep(POLL_SECONDS)
         finally:
             await connection.close()
+
+
+def settings_of(kafka: KafkaSettings, database: str) -> dict[str, str]:
+    """The environment of replicas, tickers and relays, under the policy of the tests."""
+    policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT_POLICY}
+    return policy | {
+        "CONSUMER_DATABASE__URL": database,
+        "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(kafka.session_timeout_seconds / 2),
+        "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "CONSUMER_KAFKA__GROUP_ID": kafka.group_id,
+        "CONSUMER_KAFKA__TOPICS": kafka.topics[0],
+        "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": kafka.dead_letter_topic,
+        "CONSUMER_KAFKA__TRANSITION_TOPIC": kafka.transition_topic,
+        "CONSUMER_KAFKA__SESSION_TIMEOUT_SECONDS": str(kafka.session_timeout_seconds),
+    }
 
 
 @asynccontextmanager

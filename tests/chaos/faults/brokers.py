@@ -43,13 +43,17 @@ async def brokers_away(rig: Rig) -> None:
     for number in range(rig.brokers.count):
         await rig.brokers.kill(number)
     async with rig.deadline(AWAY_SECONDS + 10, "SIGTERM works while Kafka is away"):
-        await rig.rng.choice(rig.replicas.members).end(signal.SIGTERM)
+        await rig.any_replica().end(signal.SIGTERM)
         await asyncio.sleep(AWAY_SECONDS)
     await asyncio.gather(*(rig.brokers.start(number) for number in range(rig.brokers.count)))
 
 
 @fault(
-    23, "the broker of the dead-letter topic is away, and every replica is killed meanwhile", Track.BROKERS, weight=0
+    23,
+    "the broker of the dead-letter topic is away, and every replica is killed meanwhile",
+    Track.BROKERS,
+    weight=0,
+    dead_letters_on_one_broker=True,
 )
 async def dead_letters_refused(rig: Rig) -> None:
     await rig.brokers.kill(DEAD_LETTER_BROKER)

@@ -33,6 +33,7 @@ class Fault:
     mix: Mix | None = None
     needs: Callable[[], str | None] = lambda: None
     """Why it cannot happen here; null if it can."""
+    dead_letters_on_one_broker: bool = False
 
 
 FAULTS: dict[str, Fault] = {}
@@ -46,12 +47,13 @@ def fault(
     weight: float = 1.0,
     mix: Mix | None = None,
     needs: Callable[[], str | None] = lambda: None,
+    dead_letters_on_one_broker: bool = False,
 ) -> Callable[[Strike], Strike]:
     """Adds the function to the catalogue, under its name with hyphens."""
 
     def add(strike: Strike) -> Strike:
         name = strike.__name__.replace("_", "-")
-        FAULTS[name] = Fault(name, number, what, track, strike, weight, mix, needs)
+        FAULTS[name] = Fault(name, number, what, track, strike, weight, mix, needs, dead_letters_on_one_broker)
         return strike
 
     return add

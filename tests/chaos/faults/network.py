@@ -8,10 +8,6 @@ from tests.chaos.rig import SESSION_SECONDS, Rig
 from tests.stack.proxy import Proxy
 
 
-def to_postgres(rig: Rig) -> Sequence[Proxy]:
-    return [rig.postgres.proxy]
-
-
 def to_brokers(rig: Rig) -> Sequence[Proxy]:
     """One of them, or all."""
     proxies = [rig.brokers.proxy(number) for number in range(rig.brokers.count)]
@@ -30,7 +26,7 @@ async def _silence(rig: Rig, proxies: Sequence[Proxy]) -> None:
 
 @fault(9, "the network to PostgreSQL is silent", Track.DATABASE)
 async def postgres_silent(rig: Rig) -> None:
-    await _silence(rig, to_postgres(rig))
+    await _silence(rig, [rig.postgres.proxy])
 
 
 @fault(9, "the network to brokers is silent", Track.BROKERS)
@@ -40,8 +36,7 @@ async def kafka_silent(rig: Rig) -> None:
 
 @fault(9, "connections to PostgreSQL are half open", Track.DATABASE, weight=2)
 async def postgres_half_open(rig: Rig) -> None:
-    for proxy in to_postgres(rig):
-        proxy.half_open()
+    rig.postgres.proxy.half_open()
 
 
 @fault(9, "connections to brokers are half open", Track.BROKERS, weight=3)
@@ -53,23 +48,19 @@ async def kafka_half_open(rig: Rig) -> None:
 
 @fault(9, "PostgreSQL hears, and is not heard", Track.DATABASE)
 async def postgres_one_way(rig: Rig) -> None:
-    for proxy in to_postgres(rig):
-        proxy.fall_silent(to_server=False)
+    rig.postgres.proxy.fall_silent(to_server=False)
     await asyncio.sleep(SESSION_SECONDS)
-    for proxy in to_postgres(rig):
-        proxy.heal()
+    rig.postgres.proxy.heal()
 
 
 @fault(9, "all connections are reset", Track.BROKERS)
 async def resets(rig: Rig) -> None:
-    for proxy in (*to_postgres(rig), *to_brokers(rig)):
+    for proxy in (rig.postgres.proxy, *to_brokers(rig)):
         proxy.reset_all()
 
 
 @fault(9, "connections end in the middle of a message", Track.DATABASE)
 async def bytes_cut(rig: Rig) -> None:
-    for proxy in to_postgres(rig):
-        proxy.cut_after(rig.rng.randint(1, 5000))
+    rig.postgres.proxy.cut_after(rig.rng.randint(1, 5000))
     await asyncio.sleep(1)
-    for proxy in to_postgres(rig):
-        proxy.heal()
+    rig.postgres.proxy.heal()

@@ -23,10 +23,6 @@ def any_member(rig: Rig) -> Member:
     return rig.rng.choice([member for deployment in rig.deployments for member in deployment.members])
 
 
-def any_replica(rig: Rig) -> Member:
-    return rig.rng.choice(rig.replicas.members)
-
-
 @fault(1, "a process is killed", Track.PROCESSES, weight=4)
 async def kill(rig: Rig) -> None:
     await any_member(rig).end(signal.SIGKILL)
@@ -34,12 +30,12 @@ async def kill(rig: Rig) -> None:
 
 @fault(1, "a replica is killed within a transaction", Track.PROCESSES, weight=2)
 async def kill_in_transaction(rig: Rig) -> None:
-    await _reach(rig, any_replica(rig), "committing:kill")
+    await _reach(rig, rig.any_replica(), "committing:kill")
 
 
 @fault(2, "a replica is killed between PostgreSQL's commit and Kafka's", Track.PROCESSES, weight=2)
 async def kill_after_commit(rig: Rig) -> None:
-    await _reach(rig, any_replica(rig), "committed:kill")
+    await _reach(rig, rig.any_replica(), "committed:kill")
 
 
 async def _reach(rig: Rig, member: Member, failpoint: str) -> None:
@@ -58,12 +54,12 @@ async def _arm(rig: Rig, member: Member, failpoint: str) -> Replica:
 
 @fault(11, "a replica is frozen for three session timeouts", Track.PROCESSES, weight=1)
 async def zombie(rig: Rig) -> None:
-    await any_replica(rig).freeze(ZOMBIE_SECONDS)
+    await rig.any_replica().freeze(ZOMBIE_SECONDS)
 
 
 @fault(11, "a replica freezes within a transaction for three session timeouts", Track.PROCESSES, weight=1)
 async def zombie_in_transaction(rig: Rig) -> None:
-    member = any_replica(rig)
+    member = rig.any_replica()
     armed = await _arm(rig, member, "committing:freeze")
     in_time = await until_frozen(armed, ARMED_SECONDS)
     rig.expect(in_time or member.was_ended(armed), "the failpoint committing:freeze is reached")
@@ -107,7 +103,7 @@ async def rolling_restart(rig: Rig) -> None:
 
 @fault(24, "the event loop of a replica stands still for two session timeouts", Track.PROCESSES)
 async def stalled_loop(rig: Rig) -> None:
-    member = any_replica(rig)
+    member = rig.any_replica()
     armed = await _arm(rig, member, "committing:stall")
 
     async def stalls() -> bool:
@@ -120,7 +116,7 @@ async def stalled_loop(rig: Rig) -> None:
 
 @fault(17, "the clock of a replica is an hour wrong", Track.PROCESSES, needs=lambda: missing("faketime"))
 async def clock_skew(rig: Rig) -> None:
-    member = any_replica(rig)
+    member = rig.any_replica()
     environment = {"LD_PRELOAD": str(faketime_library()), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     armed = await member.replace(**environment, FAKETIME=rig.rng.choice(("+1h", "-1h")))
 
