@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
@@ -65,6 +66,15 @@ async def start(client: Client, settings: KafkaSettings) -> None:
         if (why := await _diagnosis(settings)) is None:
             raise
         raise UnavailableError(why) from error
+
+
+def open_consumer(**arguments: Any) -> AIOKafkaConsumer:
+    """aiokafka's consumer, not started, whose look-ups of offsets survive a connection that is half open."""
+    client = AIOKafkaConsumer(**arguments)
+    # A look-up may take as long as one of its requests, and its time starts earlier. So it would give up before the
+    # request does, which alone closes a connection that answers no more: that one would be used for ever.
+    client._request_timeout_ms *= 2  # noqa: SLF001 - there is no public way
+    return client
 
 
 @contextmanager

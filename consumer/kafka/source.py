@@ -17,7 +17,7 @@ from aiokafka.errors import (
 
 from consumer.errors import ConsumerError, StalledError
 from consumer.kafka.admin import cluster_id
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, milliseconds, start
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, milliseconds, open_consumer, start
 from consumer.kafka.partition import AssignedPartition
 from consumer.kafka.placement import Placement
 from consumer.observability.health import Health
@@ -47,7 +47,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         health: Health,
         run_worker: RunWorker,
         *,
-        client: Callable[..., AIOKafkaConsumer] = AIOKafkaConsumer,
+        client: Callable[..., AIOKafkaConsumer] = open_consumer,
         cluster_id: Callable[[KafkaSettings], Awaitable[str]] = cluster_id,
     ) -> None:
         self._settings = settings

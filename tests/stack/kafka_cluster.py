@@ -42,6 +42,8 @@ replica.socket.timeout.ms=3000
 # The cleaner's default buffer alone is half of the heap; one segment of offsets must fit into it.
 log.cleaner.dedupe.buffer.size=16777216
 offsets.topic.segment.bytes=16777216
+# Abandoned transactions are aborted soon after their time, not within ten seconds.
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 num.io.threads=4
 background.threads=2
 """

@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from consumer.decoding import encoded
+from consumer.kafka.client import milliseconds
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.faults.traffic import send_poison
 from tests.chaos.operator import not_ready, set_offset
@@ -125,7 +126,10 @@ async def _until_stopped_and_set(rig: Rig, partition: int, offset: str) -> None:
 )
 async def transactions(rig: Rig) -> None:
     producer = AIOKafkaProducer(
-        bootstrap_servers=rig.kafka.bootstrap_servers, transactional_id=f"{rig.kafka.group_id}-{rig.rng.random()}"
+        bootstrap_servers=rig.kafka.bootstrap_servers,
+        transactional_id=f"{rig.kafka.group_id}-{rig.rng.random()}",
+        # One that nobody ends holds back what comes after it, for that long.
+        transaction_timeout_ms=milliseconds(SESSION_SECONDS),
     )
     try:
         await producer.start()

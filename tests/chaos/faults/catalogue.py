@@ -14,6 +14,7 @@ class Track(StrEnum):
     """In a storm, faults of one track follow each other; those of different tracks overlap."""
 
     PROCESSES = "processes"
+    PAUSES = "pauses"
     DATABASE = "database"
     BROKERS = "brokers"
     TRAFFIC = "traffic"

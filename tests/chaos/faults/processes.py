@@ -52,12 +52,12 @@ async def _arm(rig: Rig, member: Member, failpoint: str) -> Replica:
     return await member.replace(**{VARIABLE: f"{failpoint}:{rig.rng.randint(2, 20)}"})
 
 
-@fault(11, "a replica is frozen for three session timeouts", Track.PROCESSES, weight=1)
+@fault(11, "a replica is frozen for three session timeouts", Track.PAUSES, weight=3)
 async def zombie(rig: Rig) -> None:
     await rig.any_replica().freeze(ZOMBIE_SECONDS)
 
 
-@fault(11, "a replica freezes within a transaction for three session timeouts", Track.PROCESSES, weight=1)
+@fault(11, "a replica freezes within a transaction for three session timeouts", Track.PAUSES, weight=1)
 async def zombie_in_transaction(rig: Rig) -> None:
     member = rig.any_replica()
     armed = await _arm(rig, member, "committing:freeze")
@@ -101,7 +101,7 @@ async def rolling_restart(rig: Rig) -> None:
         await member.until_ready(ARMED_SECONDS)
 
 
-@fault(24, "the event loop of a replica stands still for two session timeouts", Track.PROCESSES)
+@fault(24, "the event loop of a replica stands still for two session timeouts", Track.PAUSES)
 async def stalled_loop(rig: Rig) -> None:
     member = rig.any_replica()
     armed = await _arm(rig, member, "committing:stall")
@@ -114,7 +114,7 @@ async def stalled_loop(rig: Rig) -> None:
     await asyncio.sleep(STALL_SECONDS)
 
 
-@fault(17, "the clock of a replica is an hour wrong", Track.PROCESSES, needs=lambda: missing("faketime"))
+@fault(17, "the clock of a replica is an hour wrong", Track.PAUSES, needs=lambda: missing("faketime"))
 async def clock_skew(rig: Rig) -> None:
     member = rig.any_replica()
     environment = {"LD_PRELOAD": str(faketime_library()), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

@@ -1,0 +1,49 @@
+"""What aiokafka does that ours works around. A test that fails here says that a workaround may go."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaTimeoutError
+
+from consumer.kafka.admin import admin
+from consumer.kafka.client import open_consumer
+from consumer.settings import KafkaSettings
+from tests.stack.kafka_cluster import KafkaCluster
+
+PLACE = TopicPartition("events", 0)
+REQUEST_SECONDS = 0.5
+
+
+@asynccontextmanager
+async def half_open(consumer: Callable[..., AIOKafkaConsumer]) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer whose connection to the only broker has become half open. New connections work."""
+    async with KafkaCluster.open(brokers=1) as cluster:
+        async with admin(KafkaSettings(bootstrap_servers=cluster.bootstrap_servers)) as client:
+            await client.create(PLACE.topic, 1, 1, {})
+        made = consumer(
+            bootstrap_servers=cluster.bootstrap_servers,
+            request_timeout_ms=round(1000 * REQUEST_SECONDS),
+            metadata_max_age_ms=10**6,
+        )
+        await made.start()
+        try:
+            await made.end_offsets([PLACE])
+            cluster.proxy(0).half_open()
+            yield made
+        finally:
+            await made.stop()
+
+
+async def test_a_look_up_of_offsets_never_gives_a_half_open_connection_up() -> None:
+    async with half_open(AIOKafkaConsumer) as client:
+        for _ in range(4):
+            with pytest.raises(KafkaTimeoutError):
+                await client.end_offsets([PLACE])
+
+
+async def test_ours_gives_it_up_with_the_first_request_that_is_not_answered() -> None:
+    async with half_open(open_consumer) as client, asyncio.timeout(2 * REQUEST_SECONDS + 1):
+        assert await client.end_offsets([PLACE]) == {PLACE: 0}
