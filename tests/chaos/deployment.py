@@ -26,6 +26,8 @@ class Member:
         self.replica = Replica(settings, log, *module)
         self.crashes: list[int] = []
         """The exit codes that nobody asked for."""
+        self.taken = asyncio.Lock()
+        """Held by a fault, so that another one does not freeze what is to stop in time, or end what is to fail."""
         self._ended: set[Replica] = set()
         self._changing = asyncio.Lock()
         self._once: Mapping[str, str] = {}

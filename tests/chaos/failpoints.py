@@ -14,7 +14,9 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 
 from consumer import settings
+from consumer.commands.output import print_error
 from consumer.commands.replica import consume
+from consumer.errors import ConsumerError
 from consumer.observability import logs
 from consumer.offsets import Progress
 from consumer.postgres.attempt import PostgresAttempt
@@ -76,7 +78,9 @@ FAILPOINT = Failpoint(os.environ.get(VARIABLE))
 
 
 class FailingStore(PostgresStore):
-    """The store, with places to fail at around its commit."""
+    """The store, with places to fail at around its commit. Every attempt is a transaction, however few its events."""
+
+    few = -1
 
     @asynccontextmanager
     async def attempt(
@@ -91,7 +95,11 @@ class FailingStore(PostgresStore):
 def main() -> None:
     found = settings.load()
     logs.configure(found.log)
-    asyncio.run(consume(found, FailingStore))
+    try:
+        asyncio.run(consume(found, FailingStore))
+    except ConsumerError as error:
+        print_error(error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

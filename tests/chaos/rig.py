@@ -5,7 +5,7 @@ import secrets
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,8 +122,23 @@ class Rig:
     def deployments(self) -> tuple[Deployment, ...]:
         return self.replicas, self.tickers, self.relays
 
-    def any_replica(self) -> Member:
-        return self.rng.choice(self.replicas.members)
+    @asynccontextmanager
+    async def any_replica(self) -> AsyncIterator[Member]:
+        """For one fault at a time."""
+        async with self._any_of(self.replicas.members) as member:
+            yield member
+
+    @asynccontextmanager
+    async def any_member(self) -> AsyncIterator[Member]:
+        """A replica, a relay or the ticker, for one fault at a time."""
+        async with self._any_of([member for deployment in self.deployments for member in deployment.members]) as member:
+            yield member
+
+    @asynccontextmanager
+    async def _any_of(self, members: Sequence[Member]) -> AsyncIterator[Member]:
+        member = self.rng.choice([member for member in members if not member.taken.locked()] or members)
+        async with member.taken:
+            yield member
 
     @property
     def settings(self) -> dict[str, str]:

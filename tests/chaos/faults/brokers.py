@@ -43,8 +43,11 @@ async def broker_frozen(rig: Rig) -> None:
 async def brokers_away(rig: Rig) -> None:
     for number in range(rig.brokers.count):
         await rig.brokers.kill(number)
-    async with rig.deadline(AWAY_SECONDS + 10, "SIGTERM works while Kafka is away"):
-        await rig.any_replica().end(signal.SIGTERM)
+    async with (
+        rig.any_replica() as member,
+        rig.deadline(AWAY_SECONDS + 10, "SIGTERM works while Kafka is away"),
+    ):
+        await member.end(signal.SIGTERM)
         await asyncio.sleep(AWAY_SECONDS)
     await asyncio.gather(*(rig.brokers.start(number) for number in range(rig.brokers.count)))
 

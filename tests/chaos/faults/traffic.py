@@ -33,7 +33,8 @@ async def duplicates(rig: Rig) -> None:
     records = list(rig.sender.recent)
     rig.ledger.poison.update(record for record in records if record in rig.ledger.poison)
     await rig.sender.send(records)
-    await rig.any_replica().end(signal.SIGTERM)
+    async with rig.any_replica() as member:
+        await member.end(signal.SIGTERM)
     await rig.sender.send(records)
 
 
