@@ -83,10 +83,12 @@ async def until_frozen(replica: Replica, seconds: float) -> bool:
 
 @fault(18, "a process is told to stop", Track.PROCESSES, weight=4)
 async def terminate(rig: Rig) -> None:
-    async with rig.any_member() as member:
-        async with rig.deadline(DRAIN_SECONDS, "SIGTERM ends a process within its drain limit"):
-            code = await member.end(signal.SIGTERM)
-            rig.expect(code == 0 or rig.strikes > 1, f"SIGTERM ends a process with exit code 0, not {code}")
+    async with (
+        rig.any_member() as member,
+        rig.deadline(DRAIN_SECONDS, "SIGTERM ends a process within its drain limit"),
+    ):
+        code = await member.end(signal.SIGTERM)
+        rig.expect(code == 0 or rig.strikes > 1, f"SIGTERM ends a process with exit code 0, not {code}")
 
 
 @fault(18, "a process is told to stop twice", Track.PROCESSES)
