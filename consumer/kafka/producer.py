@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from consumer.errors import PartitionStoppedError
+from consumer.errors import PartitionStoppedError, UnavailableError
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
 from consumer.records import DeadLetter, Record
 from consumer.settings import KafkaSettings
@@ -22,11 +23,18 @@ INFLATED = 64
 
 
 class KafkaProducer:
-    """Sends records; every send is awaited until all replicas have it."""
+    """Sends records; every send is awaited until all replicas have it.
 
-    def __init__(self, producer: AIOKafkaProducer, settings: KafkaSettings) -> None:
-        self._producer = producer
+    A client that has failed is replaced. An idempotent one that gave a batch up has left a gap in its sequence numbers:
+    the broker refuses everything that it sends after that.
+    """
+
+    def __init__(self, new_client: Callable[[], AIOKafkaProducer], settings: KafkaSettings) -> None:
+        self._new_client = new_client
         self._settings = settings
+        self._client: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+        self._replaced: set[asyncio.Task[None]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -37,7 +45,8 @@ class KafkaProducer:
         client: Callable[..., AIOKafkaProducer] = AIOKafkaProducer,
     ) -> AsyncIterator["KafkaProducer"]:
         """`max_record_bytes`: what the topics sent to allow, if it is more than Kafka's default."""
-        producer = client(
+        new_client = partial(
+            client,
             **connection_arguments(settings),
             acks="all",
             enable_idempotence=True,
@@ -46,30 +55,67 @@ class KafkaProducer:
             compression_type="gzip",
             max_request_size=INFLATED * max_record_bytes,
         )
+        producer = cls(new_client, settings)
         try:
-            await start(producer, settings)
-            yield cls(producer, settings)
+            await producer._started()
+            yield producer
         finally:
-            with contextlib.suppress(TimeoutError, KafkaError):
-                await asyncio.wait_for(producer.stop(), STOP_SECONDS)
+            await producer._stop()
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._client is None:
+                client: AIOKafkaProducer = self._new_client()
+                try:
+                    await start(client, self._settings)
+                except BaseException:
+                    await _stop(client)
+                    raise
+                self._client = client
+            return self._client
+
+    @asynccontextmanager
+    async def _sending(self) -> AsyncIterator[AIOKafkaProducer]:
+        """A client to send with; replaced if that fails. Raises `UnavailableError`."""
+        client = await self._started()
+        try:
+            with classified():
+                yield client
+        except UnavailableError:
+            if self._client is client:
+                self._replace(client)
+            raise
+
+    def _replace(self, client: AIOKafkaProducer) -> None:
+        """By another one with the next send. What others have sent with this one is acknowledged, or fails too."""
+        self._client = None
+        stopping = asyncio.create_task(_stop(client, seconds=None))
+        self._replaced.add(stopping)
+        stopping.add_done_callback(self._replaced.discard)
+
+    async def _stop(self) -> None:
+        for stopping in self._replaced:
+            stopping.cancel()
+        if self._client is not None:
+            await _stop(self._client)
 
     async def publish(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         """Sends (key, value) pairs, partitioned by murmur2 of the key. Raises `UnavailableError`."""
-        with classified():
-            sent = [await self._send(topic, key, value) for key, value in records]
+        async with self._sending() as client:
+            sent = [await _send(client, topic, key, value) for key, value in records]
             await asyncio.gather(*sent)
 
     async def send_records(self, records: Iterable[Record]) -> None:
         """Sends records to their topics as they are, partitioned by murmur2 of the key. Raises `UnavailableError`."""
-        with classified():
-            sent = [await self._send(record.topic, record.key, record.value, record.headers) for record in records]
+        async with self._sending() as client:
+            sent = [await _send(client, record.topic, record.key, record.value, record.headers) for record in records]
             await asyncio.gather(*sent)
 
     async def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
-        with classified():
+        async with self._sending() as client:
             try:
-                sent = [await self._enqueue(dead_letter) for dead_letter in dead_letters]
+                sent = [await self._enqueue(client, dead_letter) for dead_letter in dead_letters]
                 await asyncio.gather(*sent)
             except MessageSizeTooLargeError as error:
                 topic = self._settings.dead_letter_topic
@@ -77,21 +123,32 @@ class KafkaProducer:
                     f"a dead letter does not fit: raise max.message.bytes of {topic}"
                 ) from error
 
-    async def _enqueue(self, dead_letter: DeadLetter) -> Any:
+    async def _enqueue(self, client: AIOKafkaProducer, dead_letter: DeadLetter) -> Any:
         """The future of its acknowledgement."""
         record = dead_letter.record
         place = (record.topic, record.partition, record.offset, record.timestamp)
         facts = zip(FACTS, (*place, self._settings.group_id, dead_letter.reason, dead_letter.error), strict=True)
         headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts)]
-        return await self._send(self._settings.dead_letter_topic, record.key, record.value, headers)
+        return await _send(client, self._settings.dead_letter_topic, record.key, record.value, headers)
 
-    async def _send(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
-    ) -> Any:
-        if key is not None or value is not None:
-            return await self._producer.send(topic, value, key, headers=list(headers))
-        # `send` refuses a record without key and value; a batch of one does not.
-        batch = self._producer.create_batch()
-        batch.append(key=None, value=None, timestamp=None, headers=list(headers))
-        partitions = await self._producer.partitions_for(topic)
-        return await self._producer.send_batch(batch, topic, partition=min(partitions))
+
+async def _send(
+    client: AIOKafkaProducer,
+    topic: str,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str, bytes]] = (),
+) -> Any:
+    """The future of its acknowledgement."""
+    if key is not None or value is not None:
+        return await client.send(topic, value, key, headers=list(headers))
+    # `send` refuses a record without key and value; a batch of one does not.
+    batch = client.create_batch()
+    batch.append(key=None, value=None, timestamp=None, headers=list(headers))
+    partitions = await client.partitions_for(topic)
+    return await client.send_batch(batch, topic, partition=min(partitions))
+
+
+async def _stop(client: AIOKafkaProducer, seconds: float | None = STOP_SECONDS) -> None:
+    with contextlib.suppress(TimeoutError, KafkaError):
+        await asyncio.wait_for(client.stop(), seconds)

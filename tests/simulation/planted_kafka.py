@@ -79,9 +79,9 @@ class NeedsKafkaAtOnce(PartitionWorker):
 class CommitTakenForGranted(MemoryStore):
     """Takes a commit without an answer for one that has worked."""
 
-    async def _commit(self, transaction: Transaction) -> None:
+    async def commit(self, transaction: Transaction) -> None:
         with suppress(TooSlowError):
-            await super()._commit(transaction)
+            await super().commit(transaction)
 
 
 def seek_without_clearing(partition: AssignedPartition, offset: int) -> None:
@@ -94,7 +94,7 @@ def seek_without_clearing(partition: AssignedPartition, offset: int) -> None:
 
 async def send_without_waiting(producer: KafkaProducer, dead_letters: Sequence[DeadLetter]) -> None:
     for dead_letter in dead_letters:
-        acknowledged: asyncio.Future[object] = await producer._enqueue(dead_letter)
+        acknowledged: asyncio.Future[object] = await producer._enqueue(await producer._started(), dead_letter)
         acknowledged.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 

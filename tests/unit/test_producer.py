@@ -7,7 +7,12 @@ from functools import partial
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError, NotEnoughReplicasError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    NotEnoughReplicasError,
+    TopicAuthorizationFailedError,
+)
 
 from consumer.errors import PartitionStoppedError, UnavailableError
 from consumer.kafka.client import STOP_SECONDS
@@ -82,6 +87,38 @@ async def test_one_acknowledgement_that_fails_is_an_outage(subject: Subject, err
 
     with pytest.raises(UnavailableError):
         await subject.producer.send([letter(b"1"), letter(b"2")])
+
+
+async def test_a_client_that_has_failed_is_replaced_and_stopped() -> None:
+    """As aiokafka's that gave a batch up: the broker refuses the sequence numbers of all that come after."""
+    cluster, made = new_cluster(), list[MemoryProducer]()
+
+    class Noted(MemoryProducer):
+        def __init__(self, **arguments: object) -> None:
+            super().__init__(cluster, **arguments)
+            made.append(self)
+
+    async with KafkaProducer.open(SETTINGS, client=Noted) as producer:
+        cluster.raise_next("send", KafkaTimeoutError())
+        with pytest.raises(UnavailableError):
+            await producer.send([letter(b"1")])
+        await producer.send([letter(b"1")])
+        await producer.send([letter(b"2")])
+
+        assert [client.is_stopped for client in made] == [True, False]
+    assert [record.value for record in Subject(cluster, producer).letters()] == [b"1", b"2"]
+
+
+async def test_what_others_sent_with_a_client_that_is_replaced_is_acknowledged() -> None:
+    cluster = new_cluster(seconds=1.0)
+    cluster.raise_next("send", KafkaTimeoutError())
+    async with KafkaProducer.open(SETTINGS, client=partial(MemoryProducer, cluster)) as producer:
+        failing, other = producer.send([letter(b"1")]), producer.send([letter(b"2")])
+
+        results = await asyncio.gather(failing, other, return_exceptions=True)
+
+    assert [type(result) for result in results] == [UnavailableError, type(None)]
+    assert [record.value for record in Subject(cluster, producer).letters()] == [b"2"]
 
 
 async def test_no_dead_letters_need_no_broker(subject: Subject) -> None:

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaTimeoutError, LeaderNotAvailableError, OutOfOrderSequenceNumber
 
 from consumer.kafka.admin import admin
 from consumer.kafka.client import open_consumer
@@ -15,6 +16,7 @@ from tests.stack.kafka_cluster import KafkaCluster
 
 PLACE = TopicPartition("events", 0)
 REQUEST_SECONDS = 0.5
+LEADER = 1
 
 
 @asynccontextmanager
@@ -47,3 +49,44 @@ async def test_a_look_up_of_offsets_never_gives_a_half_open_connection_up() -> N
 async def test_ours_gives_it_up_with_the_first_request_that_is_not_answered() -> None:
     async with half_open(open_consumer) as client, asyncio.timeout(2 * REQUEST_SECONDS + 1):
         assert await client.end_offsets([PLACE]) == {PLACE: 0}
+
+
+@asynccontextmanager
+async def leader_lost(cluster: KafkaCluster) -> AsyncIterator[None]:
+    """The only replica of a topic: silent first, then gone."""
+    cluster.proxy(LEADER).fall_silent()
+    await asyncio.sleep(3 * REQUEST_SECONDS)
+    await cluster.kill(LEADER)
+    yield
+    cluster.proxy(LEADER).heal()
+    await cluster.start(LEADER)
+
+
+async def test_an_idempotent_producer_that_gave_a_batch_up_is_refused_from_then_on() -> None:
+    async with KafkaCluster.open() as cluster:
+        await create_on_one_broker(cluster)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=cluster.bootstrap_servers,
+            enable_idempotence=True,
+            request_timeout_ms=round(1000 * REQUEST_SECONDS),
+        )
+        await producer.start()
+        await producer.send_and_wait(PLACE.topic, b"acknowledged")
+
+        async with leader_lost(cluster):
+            with pytest.raises(LeaderNotAvailableError):
+                await producer.send_and_wait(PLACE.topic, b"given up")
+
+        for _ in range(3):
+            with pytest.raises(OutOfOrderSequenceNumber):
+                await asyncio.wait_for(producer.send_and_wait(PLACE.topic, b"refused"), 20)
+        await producer.stop()
+
+
+async def create_on_one_broker(cluster: KafkaCluster) -> None:
+    client = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers)
+    await client.start()
+    await client.create_topics(
+        [NewTopic(PLACE.topic, -1, -1, {0: [LEADER]}, topic_configs={"min.insync.replicas": "1"})]
+    )
+    await client.close()
