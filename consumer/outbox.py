@@ -23,7 +23,7 @@ from consumer.errors import UnavailableError
 from consumer.observability.counting import count_seldom
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
-from consumer.retry import Backoff, retrying
+from consumer.retry import Backoff, retried
 from consumer.settings import OutboxSettings
 
 log = structlog.get_logger(__name__)
@@ -124,15 +124,21 @@ class OutboxRelay:
 
     async def _through_outages(self) -> int:
         """One turn, however often it fails; how many transitions were published."""
-        published = 0
-        async for attempt in retrying(UnavailableError, self._backoff, self._wait, before_sleep=self._note_outage):
-            with attempt:
-                self._health.polled_at = time.monotonic()
-                published = 0 if self._stopping.is_set() else await self._turn()
+        published = await retried(
+            lambda _: self._turn_unless_stopped(),
+            UnavailableError,
+            self._backoff,
+            self._wait,
+            before_sleep=self._note_outage,
+        )
         self._limit = min(2 * self._limit, self._settings.batch)
         if self._health.outages.pop("outbox", None):
             log.info("outage over")
         return published
+
+    async def _turn_unless_stopped(self) -> int:
+        self._health.polled_at = time.monotonic()
+        return 0 if self._stopping.is_set() else await self._turn()
 
     async def _turn(self) -> int:
         clock, seconds = asyncio.get_running_loop().time, self._settings.turn_seconds

@@ -7,6 +7,7 @@ than any fixed share of the ceiling: https://aws.amazon.com/blogs/architecture/e
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypeVar
 
 from tenacity import (
     AsyncRetrying,
@@ -18,6 +19,7 @@ from tenacity import (
     wait_exponential,
 )
 
+T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
 """Waits that many seconds. It may raise to end the retries."""
 
@@ -35,7 +37,8 @@ class Backoff:
         return self.rng.uniform(0, ceiling(state))
 
 
-def retrying(
+async def retried(
+    action: Callable[[int], Awaitable[T]],
     errors: type[Exception],
     backoff: Backoff,
     sleep: Sleep,
@@ -44,14 +47,21 @@ def retrying(
     attempts: int | None = None,
     seconds: float | None = None,
     before_sleep: Callable[[BaseException, float], None] = lambda *_: None,
-) -> AsyncRetrying:
-    """Attempts to make in `async for`: as many as it takes, at most `attempts`, or until `seconds` have passed.
+) -> T:
+    """What `action` returns, called with 1, 2, 3 ...: as often as it takes, at most `attempts`, or for so many seconds.
 
     Only `errors` are retried, not those that are `but` as well; the last one is raised when the limit is reached.
     `before_sleep` is called with the error and the delay in seconds.
     """
+    try:
+        # Mostly that is all, and tenacity would take longer for it than the action itself.
+        return await action(1)
+    except errors as error:
+        if isinstance(error, but):
+            raise
+        first = error
     stop = stop_after_attempt(attempts) if attempts else stop_after_delay(seconds) if seconds else stop_never
-    return AsyncRetrying(
+    retrying = AsyncRetrying(
         retry=retry_if_exception(lambda error: isinstance(error, errors) and not isinstance(error, but)),
         wait=backoff,
         stop=stop,
@@ -59,6 +69,14 @@ def retrying(
         before_sleep=lambda state: before_sleep(_error(state), state.next_action.sleep if state.next_action else 0.0),
         reraise=True,
     )
+
+    async def again() -> T:
+        number: int = retrying.statistics["attempt_number"]
+        if number == 1:
+            raise first
+        return await action(number)
+
+    return await retrying(again)
 
 
 def _error(state: RetryCallState) -> BaseException:

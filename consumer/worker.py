@@ -17,7 +17,7 @@ from consumer.observability.metrics import INVALID, Metrics
 from consumer.observability.tracing import BatchFacts, NoTracing, Tracing
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.records import DeadLetter, Record
-from consumer.retry import Backoff, retrying
+from consumer.retry import Backoff, retried
 from consumer.service.batch import Batch
 from consumer.service.cache import ConversationCache
 from consumer.service.ports import LockHolder
@@ -316,11 +316,9 @@ class PartitionWorker:
         self, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()] = ()
     ) -> None:
         """Retries for as long as an outage lasts: the partition waits, not ready, while heartbeats go on."""
-        async for attempt in retrying(
-            UnavailableError, self._backoff, self._sleep, but=but, before_sleep=self._note_outage
-        ):
-            with attempt:
-                await action()
+        await retried(
+            lambda _: action(), UnavailableError, self._backoff, self._sleep, but=but, before_sleep=self._note_outage
+        )
         if self._health.outages.pop(self._name, None):
             log.info("outage over")
 

@@ -9,6 +9,7 @@ from consumer.lifecycle.model import Conversation, HistoryRow, Session, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog, OutboxRow
+from consumer.postgres.store import PostgresStore
 from consumer.service.ports import NONE, Conversations, Decided, EventsById, LockHolder, Locking, Lost, Snapshot
 from consumer.ticker import DueTimer
 from tests.memory_database import (
@@ -33,9 +34,12 @@ def contention_is_outage() -> Iterator[None]:
 class MemoryStore:
     """`service.Store`, `worker.Offsets` and `ticker.Timers` of one client of a database in memory."""
 
-    def __init__(self, database: MemoryDatabase | None = None, statement: Statement = at_once) -> None:
+    def __init__(
+        self, database: MemoryDatabase | None = None, statement: Statement = at_once, few: int = PostgresStore.few
+    ) -> None:
         self.database = database or MemoryDatabase()
         self.open: set[Transaction] = set()
+        self.few = few
         self._statement = statement
 
     @property
@@ -77,6 +81,11 @@ class MemoryStore:
     async def attempt(
         self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator["MemoryAttempt"]:
+        if locking is Locking.OPTIMISTIC and sum(map(len, events.values())) <= self.few:
+            async with self._session() as session:
+                session.commits_at_once = True
+                yield MemoryAttempt(self, session, await self.load(events, session, cached), progress, locking)
+            return
         async with self.transaction(progress) as transaction:
             if locking is Locking.PESSIMISTIC:
                 await self.lock(transaction, *(key for key in events if key in self.conversations))
@@ -86,7 +95,11 @@ class MemoryStore:
     async def save(
         self, decided: Decided, transaction: Transaction, progress: Progress | None, locking: Locking
     ) -> Lost:
-        return await transaction.save(decided, progress, wait=locking is not Locking.SKIPPING)
+        if not transaction.commits_at_once:
+            return await transaction.save(decided, progress, wait=locking is not Locking.SKIPPING)
+        lost = await transaction.write(decided, progress)
+        await self.commit(transaction)
+        return lost
 
     async def lock(self, transaction: Transaction, *keys: str) -> None:
         """Row locks, taken in order."""
@@ -96,19 +109,25 @@ class MemoryStore:
 
     @asynccontextmanager
     async def transaction(self, progress: Progress | None = None) -> AsyncIterator[Transaction]:
-        transaction = Transaction(self.database, self._statement)
-        self.open.add(transaction)
-        try:
+        async with self._session() as transaction:
             if progress is not None:
                 await transaction.guard(progress)
             yield transaction
-            await self._commit(transaction)
-        finally:
-            if not transaction.is_left:
-                transaction.kill()
-            self.open.discard(transaction)
+            await self.commit(transaction)
 
-    async def _commit(self, transaction: Transaction) -> None:
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Transaction]:
+        """Ended by a rewind, whatever it holds. Nothing is committed by itself."""
+        session = Transaction(self.database, self._statement)
+        self.open.add(session)
+        try:
+            yield session
+        finally:
+            if not session.is_left:
+                session.kill()
+            self.open.discard(session)
+
+    async def commit(self, transaction: Transaction) -> None:
         try:
             await transaction.statement("commit")
         except UnansweredCommitError as unanswered:

@@ -130,6 +130,8 @@ class Transaction:
         self._staged: list[Callable[[], None]] = []
         self._alive = True
         self.is_left = False
+        self.commits_at_once = False
+        """With what it writes first: until then it is no more than a session. See `consumer.postgres.few`."""
         database.open.add(self)
 
     async def statement(self, name: str) -> None:
@@ -152,11 +154,14 @@ class Transaction:
     async def guard(self, progress: Progress) -> None:
         try:
             await self.statement("guard")
-            if not self._stands(progress):
-                raise StaleOwnerError(f"not as it was left at {progress.start}")
-            await self.lock(progress.partition)
+            await self._hold(progress)
         except ContentionError as error:
             raise UnavailableError("another owner holds the partition's offset row") from error
+
+    async def _hold(self, progress: Progress) -> None:
+        if not self._stands(progress):
+            raise StaleOwnerError(f"not as it was left at {progress.start}")
+        await self.lock(progress.partition)
         if not self._stands(progress):
             raise StaleOwnerError(f"no longer as it was left at {progress.start}")
 
@@ -165,8 +170,23 @@ class Transaction:
         return stored is not None and (stored.next_offset, stored.mark) == (progress.start, progress.mark)
 
     async def save(self, decided: Decided, progress: Progress | None, *, wait: bool = True) -> Lost:
-        lost: dict[str, str] = {}
         await self.statement("update")
+        lost = await self._stage_rows(decided, wait=wait)
+        await self.statement("history")
+        self._stage_the_rest(decided, progress, lost)
+        return lost
+
+    async def write(self, decided: Decided, progress: Progress | None) -> Lost:
+        """Guard, rows and all that belongs to them in one statement, as long as its locks take."""
+        await self.statement("write")
+        if progress is not None:
+            await self._hold(progress)
+        lost = await self._stage_rows(decided, wait=True)
+        self._stage_the_rest(decided, progress, lost)
+        return lost
+
+    async def _stage_rows(self, decided: Decided, *, wait: bool) -> Lost:
+        lost: dict[str, str] = {}
         if any(self.database.refuses(row) for change in decided.changes for row in change.rows):
             raise RefusedError("a value")
         for change in sorted(decided.changes, key=lambda change: change.after.id):
@@ -181,11 +201,12 @@ class Transaction:
                 lost[key] = "version"
             else:
                 self.stage(partial(self.database.write, change, decided.now))
-        await self.statement("history")
+        return lost
+
+    def _stage_the_rest(self, decided: Decided, progress: Progress | None, lost: Lost) -> None:
         self._stage_outbox([change for change in decided.changes if change.after.id not in lost], decided.now)
         if progress is not None:
             self.stage(partial(self._advance, progress, progress.start if lost else progress.end))
-        return lost
 
     def _stage_outbox(self, written: Sequence[Change], now: datetime) -> None:
         """Ids are taken now, rows are seen after the commit: others with greater ids may be seen before."""

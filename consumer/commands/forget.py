@@ -15,7 +15,7 @@ from consumer.errors import ConsumerError, ContentionError
 from consumer.kafka.admin import KafkaAdmin, admin
 from consumer.kafka.placement import home_of
 from consumer.postgres.store import PostgresStore
-from consumer.retry import Backoff, retrying
+from consumer.retry import Backoff, retried
 from consumer.settings import KafkaSettings
 
 BACKOFF = Backoff(0.1, 1.0)
@@ -63,12 +63,11 @@ def forget(
 async def _delete(store: PostgresStore, conversation_id: str) -> dict[str, int]:
     """Waits for a while for whoever holds an offset, the outbox or the row. Raises `ConsumerError` if it lasts."""
     try:
-        async for attempt in retrying(ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS):
-            with attempt:
-                rows = await store.forget(conversation_id)
+        return await retried(
+            lambda _: store.forget(conversation_id), ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS
+        )
     except ContentionError as error:
         raise ConsumerError("somebody holds an offset, the outbox or the conversation: run this again") from error
-    return rows
 
 
 async def _copies(client: KafkaAdmin, settings: KafkaSettings, conversation_id: str) -> list[Copy]:

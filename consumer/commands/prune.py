@@ -23,7 +23,7 @@ from consumer.durations import duration, format_duration
 from consumer.errors import ConfigurationError, ConsumerError, ContentionError
 from consumer.kafka.admin import RETENTION_SLACK, KafkaAdmin, admin
 from consumer.postgres.store import PostgresStore
-from consumer.retry import Backoff, retrying
+from consumer.retry import Backoff, retried
 
 BATCH_PAGES = 128
 """A mebibyte, of some 6,000 rows: a transaction of a moment."""
@@ -171,12 +171,11 @@ async def carry_out(
 async def _through_contention(act: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Waits for a while for whoever holds the table. Raises `ConsumerError` if it lasts."""
     try:
-        async for attempt in retrying(ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS):
-            with attempt:
-                found = await act(*args, **kwargs)
+        return await retried(
+            lambda _: act(*args, **kwargs), ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS
+        )
     except ContentionError as error:
         raise ConsumerError("somebody holds the table conversation_event: run this again when it is free") from error
-    return found
 
 
 async def _rest(seconds: float, stopping: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ from consumer.errors import ConsumerError, ContentionError
 from consumer.history.comparison import Difference, Finding, Result, compare
 from consumer.lifecycle.model import Policy
 from consumer.postgres.store import PostgresStore
-from consumer.retry import Backoff, retrying
+from consumer.retry import Backoff, retried
 
 BATCH = 200
 """Conversations read at one moment."""
@@ -141,17 +141,19 @@ async def repair_now(store: PostgresStore, conversation_id: str, policy: Policy)
     False if there is nothing left to write, or what is left cannot be known. Raises `ConsumerError` if others keep
     coming in between.
     """
+
+    async def once(_: int) -> bool:
+        (stored,) = await store.stored([conversation_id])
+        finding = compare(stored, policy)
+        if finding.target is None:
+            return finding.result is Result.EQUAL
+        await store.write_repaired(finding.target, stored.version)
+        return True
+
     try:
-        async for attempt in retrying(ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS):
-            with attempt:
-                (stored,) = await store.stored([conversation_id])
-                finding = compare(stored, policy)
-                if finding.target is None:
-                    return finding.result is Result.EQUAL
-                await store.write_repaired(finding.target, stored.version)
+        return await retried(once, ContentionError, BACKOFF, asyncio.sleep, seconds=RETRY_SECONDS)
     except ContentionError as error:
         raise ConsumerError(f"others keep writing {conversation_id!r}: run this again") from error
-    return True
 
 
 def _print(finding: Finding, *, repaired: bool, as_json: bool) -> None:

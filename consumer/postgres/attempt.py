@@ -5,7 +5,8 @@ SQLAlchemy owns the tables and the pool. The statements go to the driver itself,
 """
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -20,6 +21,7 @@ from consumer.errors import (
 from consumer.lifecycle.model import Author, Change, Conversation, HistoryRow, Identity, Session, Status, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress
+from consumer.postgres.client import set_for_transaction
 from consumer.postgres.errors import classified
 from consumer.postgres.tables import session_columns, transition_outbox
 from consumer.service.ports import Conversations, Decided, EventsById, Locking, Lost, Snapshot
@@ -28,8 +30,8 @@ BISECT_SECONDS = 1.0
 
 _SESSION_COLUMNS = tuple(column.name for column in session_columns())
 HISTORY_COLUMNS = tuple("type" if name == "kind" else name for name in HistoryRow._fields)
-_OUTBOX_COLUMNS = tuple(column.name for column in transition_outbox.c if column.name != "id")
-_OUTBOX_FIELDS = attrgetter(*_OUTBOX_COLUMNS[:-1])
+OUTBOX_COLUMNS = tuple(column.name for column in transition_outbox.c if column.name != "id")
+_OUTBOX_FIELDS = attrgetter(*OUTBOX_COLUMNS[:-1])
 SESSION_LIST = ", ".join(_SESSION_COLUMNS)
 _STATUS = {status.value: status for status in Status}
 _AUTHOR = {author.value: author for author in Author}
@@ -50,21 +52,25 @@ LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1:
 VERSION_GUARD = "c.version = n.loaded"
 
 
+SET_ROW = f"""
+    UPDATE conversation AS c SET version = n.version, {", ".join(f"{name} = n.{name}" for name in _SESSION_COLUMNS)},
+        wake_at = CASE WHEN n.expires_at IS NOT NULL THEN LEAST(c.wake_at, n.idle_at, n.expires_at) END"""
+INSERT_ROW = f"""
+    INSERT INTO conversation (conversation_id, version, {SESSION_LIST}, wake_at)
+    SELECT conversation_id, version, {SESSION_LIST}, LEAST(idle_at, expires_at)"""
+
+
 def update_statement(version_guard: str) -> str:
     """Writes the rows that are as the guard asks, and returns their ids."""
-    return f"""
-    UPDATE conversation AS c SET version = n.version, {", ".join(f"{name} = n.{name}" for name in _SESSION_COLUMNS)},
-        wake_at = CASE WHEN n.expires_at IS NOT NULL THEN LEAST(c.wake_at, n.idle_at, n.expires_at) END
+    return f"""{SET_ROW}
     FROM unnest($1::conversation_write[]) AS n
     WHERE c.conversation_id = n.conversation_id AND {version_guard}
     RETURNING c.conversation_id"""
 
 
 UPDATE = update_statement(VERSION_GUARD)
-INSERT = f"""
-    INSERT INTO conversation (conversation_id, version, {SESSION_LIST}, wake_at)
-    SELECT conversation_id, version, {SESSION_LIST}, LEAST(idle_at, expires_at) FROM unnest($1::conversation_write[])
-    ON CONFLICT DO NOTHING RETURNING conversation_id"""
+INSERT = f"""{INSERT_ROW}
+    FROM unnest($1::conversation_write[]) ON CONFLICT DO NOTHING RETURNING conversation_id"""
 ARCHIVE = f"""
     INSERT INTO conversation_session_archive (conversation_id, {SESSION_LIST})
     SELECT conversation_id, {SESSION_LIST} FROM unnest($1::conversation_write[])
@@ -93,12 +99,22 @@ class PostgresAttempt:
     ) -> None:
         self.connection = connection
         self.snapshot = snapshot
-        self._progress = progress
-        self._write = _save_unlocked if locking is Locking.SKIPPING else _save
+        self.progress = progress
+        self._save = _save_unlocked if locking is Locking.SKIPPING else save
 
     async def save(self, decided: Decided) -> Lost:
         with classified():
-            return await self._write(self.connection, decided, self._progress)
+            return await self._save(self.connection, decided, self.progress)
+
+
+@asynccontextmanager
+async def transaction(connection: asyncpg.Connection, progress: Progress | None) -> AsyncIterator[None]:
+    """Under the guard of `progress`; committed at the end of the block."""
+    async with connection.transaction():
+        await set_for_transaction(connection)
+        if progress is not None:
+            await advance_offset(connection, progress)
+        yield
 
 
 async def advance_offset(connection: asyncpg.Connection, progress: Progress) -> None:
@@ -107,17 +123,24 @@ async def advance_offset(connection: asyncpg.Connection, progress: Progress) -> 
     Raises `StaleOwnerError` if somebody has, and `UnavailableError` while another owner locks it: the database
     ends that owner's transaction in time.
     """
-    key = partition_key(progress.partition)
     try:
         with classified():
-            moved = await connection.fetch(
-                ADVANCE_OFFSET, *key, progress.start, progress.mark, progress.end, progress.next_mark
-            )
+            moved = await connection.fetch(ADVANCE_OFFSET, *offset_parameters(progress))
     except ContentionError as error:
         raise UnavailableError("another owner holds the partition's offset row") from error
     if not moved:
-        topic, number = progress.partition.topic, progress.partition.number
-        raise StaleOwnerError(f"{topic}[{number}] is no longer as this owner left it, at {progress.start}")
+        raise stale_owner(progress)
+
+
+def offset_parameters(progress: Progress) -> tuple[Any, ...]:
+    """Those of a guard, and of the move."""
+    key = partition_key(progress.partition)
+    return (*key, progress.start, progress.mark, progress.end, progress.next_mark)
+
+
+def stale_owner(progress: Progress) -> StaleOwnerError:
+    topic, number = progress.partition.topic, progress.partition.number
+    return StaleOwnerError(f"{topic}[{number}] is no longer as this owner left it, at {progress.start}")
 
 
 async def load(connection: asyncpg.Connection, events: EventsById, cached: Conversations) -> Snapshot:
@@ -157,8 +180,8 @@ def _identities(events: EventsById, keys: Iterable[str]) -> list[tuple[str, str,
     return [(key, event.source, event.event_id) for key in keys for event in events[key] if not isinstance(event, Tick)]
 
 
-async def _save(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
-    changes = _writing(decided)
+async def save(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
+    changes = changes_to_write(decided)
     written = await _update(connection, changes) | await _insert(connection, _new(changes))
     await _write_history_and_outbox(connection, [c for c in changes if c.after.id in written], decided.now)
     lost = {change.after.id: "version" for change in changes if change.after.id not in written}
@@ -167,8 +190,8 @@ async def _save(connection: asyncpg.Connection, decided: Decided, progress: Prog
 
 
 async def _save_unlocked(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
-    """As `_save`, but a row that somebody else locks is a conflict at once: nobody waits for it."""
-    changes = _writing(decided)
+    """As `save`, but a row that somebody else locks is a conflict at once: nobody waits for it."""
+    changes = changes_to_write(decided)
     unlocked = {row[0] for row in await connection.fetch(f"{LOCK} SKIP LOCKED", [c.after.id for c in changes])}
     written = await _update(connection, [change for change in changes if change.after.id in unlocked])
     written |= await _insert_unblocked(connection, _new(changes), time.monotonic() + BISECT_SECONDS)
@@ -178,7 +201,7 @@ async def _save_unlocked(connection: asyncpg.Connection, decided: Decided, progr
     return lost
 
 
-def _writing(decided: Decided) -> list[Change]:
+def changes_to_write(decided: Decided) -> list[Change]:
     """The changes that have something to write, in the order in which every writer locks rows."""
     return sorted((change for change in decided.changes if change.rows), key=lambda change: change.after.id)
 
@@ -188,16 +211,16 @@ def _new(changes: Iterable[Change]) -> list[Change]:
 
 
 async def _update(connection: asyncpg.Connection, changes: Iterable[Change]) -> set[str]:
-    rows = [_row_to_write(change, change.after.sessions[-1]) for change in changes if change.before.version]
+    rows = [row_to_write(change, change.after.sessions[-1]) for change in changes if change.before.version]
     return {row[0] for row in await connection.fetch(UPDATE, rows)} if rows else set()
 
 
 async def _insert(connection: asyncpg.Connection, changes: Iterable[Change]) -> set[str]:
-    rows = [_row_to_write(change, change.after.sessions[-1]) for change in changes]
+    rows = [row_to_write(change, change.after.sessions[-1]) for change in changes]
     return {row[0] for row in await connection.fetch(INSERT, rows)} if rows else set()
 
 
-def _row_to_write(change: Change, session: Session) -> tuple[Any, ...]:
+def row_to_write(change: Change, session: Session) -> tuple[Any, ...]:
     """The type `conversation_write`."""
     return (change.before.version, change.after.id, change.after.version, *session)
 
@@ -222,13 +245,13 @@ async def _insert_unblocked(connection: asyncpg.Connection, changes: Sequence[Ch
 async def _write_history_and_outbox(connection: asyncpg.Connection, written: Sequence[Change], now: datetime) -> None:
     """Writes what belongs to the rows that were written: archived sessions, history, outbox."""
     several = [change for change in written if len(change.after.sessions) > 1]
-    if archived := [_row_to_write(change, session) for change in several for session in _superseded(change)]:
+    if archived := [row_to_write(change, session) for change in several for session in superseded(change)]:
         await connection.execute(ARCHIVE, archived)
     history = [(*row, now) for change in written for row in change.rows]
     if history:
         await copy_history(connection, history)
     if transitions := [(*_OUTBOX_FIELDS(row), now) for change in written for row in change.rows if row.is_transition]:
-        await connection.copy_records_to_table("transition_outbox", columns=_OUTBOX_COLUMNS, records=transitions)
+        await connection.copy_records_to_table("transition_outbox", columns=OUTBOX_COLUMNS, records=transitions)
 
 
 async def copy_history(connection: asyncpg.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -244,7 +267,7 @@ async def _hold_offset(connection: asyncpg.Connection, progress: Progress | None
         await connection.execute(HOLD_OFFSET, *partition_key(progress.partition), progress.start)
 
 
-def _superseded(change: Change) -> list[Session]:
+def superseded(change: Change) -> list[Session]:
     """The sessions that are not current and not in the archive as they are now."""
     archived = change.before.sessions[:-1]
     return [session for session in change.after.sessions[:-1] if session not in archived]

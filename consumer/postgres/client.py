@@ -13,7 +13,7 @@ APPLICATION = "conversation-consumer"
 UNPREPARED = {"prepared_statement_name_func": str}
 """Argument for SQLAlchemy: its own statements get no name, so that they may pass through a pooler."""
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_SAME_PLAN = {"jit": "off", "enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+_SAME_PLAN = {"jit": "off", "enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "plan_cache_mode": "force_generic_plan"}
 """Every statement looks its rows up by key, also while the statistics of a new table still call it empty."""
 
 
@@ -95,6 +95,11 @@ class Connector:
 async def connected(settings: DatabaseSettings) -> asyncpg.Connection:
     """A connection of the driver's, as the store uses it."""
     return await Connector(settings)()
+
+
+def keeps_its_session(connection: asyncpg.Connection) -> bool:
+    """Whether all its statements run in one session of the server's, whose parameters are set: no pooler is between."""
+    return not getattr(connection, "transaction_settings", "")
 
 
 async def set_for_transaction(connection: asyncpg.Connection) -> None:

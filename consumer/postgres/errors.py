@@ -95,6 +95,8 @@ def connecting(url: str) -> Iterator[None]:
         if isinstance(known, ConfigurationError | UnavailableError):
             raise type(known)(f"{server}: {known}{_certificate_hint(error, url)}") from error
         raise ConfigurationError(f"{server}: {server_message(error)}: check {_URL}") from error
+    except asyncpg.InternalClientError as error:
+        raise ConnectionLostError(f"{server}: the connection has ended while it was made") from error
     except asyncpg.ClientConfigurationError as error:
         raise ConfigurationError(f"{_URL} is not understood: {_without_password(str(error), url)}") from error
     except (TimeoutError, OSError) as error:

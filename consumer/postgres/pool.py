@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from consumer.errors import ConnectionLostError, TooSlowError, UnavailableError
@@ -62,8 +62,8 @@ class Pool:
         pool = self._current
         try:
             with classified():
-                async with self._engine.connect() as pooled, _closed_if_revoked(pooled):
-                    yield (await pooled.get_raw_connection()).driver_connection
+                async with _checked_out(pool) as connection:
+                    yield connection
         except UnavailableError as error:
             if _is_lost(error) and self._current is pool:
                 await self._engine.dispose(close=False)
@@ -80,13 +80,19 @@ class Pool:
 
 
 @asynccontextmanager
-async def _closed_if_revoked(pooled: AsyncConnection) -> AsyncIterator[None]:
-    """Nobody gets a connection again whose answer was not waited for: it would meet the next statement."""
+async def _checked_out(pool: sa.QueuePool) -> AsyncIterator[asyncpg.Connection]:
+    """Straight from the pool: a connection of SQLAlchemy's around it would take as long as a statement.
+
+    Nobody gets a connection again whose answer was not waited for: it would meet the next statement.
+    """
+    pooled = await greenlet_spawn(pool.connect)
     try:
-        yield
+        yield pooled.driver_connection
     except (TimeoutError, TooSlowError, asyncio.CancelledError):
-        await pooled.invalidate()
+        pooled.invalidate()
         raise
+    finally:
+        await greenlet_spawn(pooled.close)
 
 
 def _is_lost(error: UnavailableError) -> bool:

@@ -22,13 +22,14 @@ from consumer.postgres.attempt import (
     LOCK,
     OF_PARTITION,
     PostgresAttempt,
-    advance_offset,
     load,
     partition_key,
     session_from_row,
+    transaction,
 )
-from consumer.postgres.client import APPLICATION, set_for_transaction
+from consumer.postgres.client import APPLICATION, keeps_its_session, set_for_transaction
 from consumer.postgres.errors import contention_is_outage
+from consumer.postgres.few import AttemptOfFew, count
 from consumer.postgres.histories import HistoryPage, history_pages
 from consumer.postgres.history import HISTORY, about_how_many, history_row, ids_after, read_stored
 from consumer.postgres.locks import END_SILENT, find_holder
@@ -74,6 +75,9 @@ _LOOK_UP_SECONDS = 0.9
 class PostgresStore:
     """The store of the service and of the workers' offsets."""
 
+    few = 32
+    """The most events of an `AttemptOfFew`."""
+
     def __init__(self, engine: AsyncEngine, metrics: Metrics | None = None) -> None:
         self._engine = engine
         self._pool = Pool(engine)
@@ -95,16 +99,20 @@ class PostgresStore:
     @asynccontextmanager
     async def attempt(
         self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
-    ) -> AsyncIterator["PostgresAttempt"]:
-        async with self._transaction("save", progress) as connection:
-            if locking is Locking.PESSIMISTIC:
-                await connection.fetch(LOCK, list(events))
-            yield PostgresAttempt(connection, await load(connection, events, cached), progress, locking)
+    ) -> AsyncIterator[PostgresAttempt]:
+        async with self._connection("save") as connection:
+            if locking is Locking.OPTIMISTIC and keeps_its_session(connection) and count(events) <= self.few:
+                yield AttemptOfFew(connection, await load(connection, events, cached), progress, locking)
+                return
+            async with transaction(connection, progress):
+                if locking is Locking.PESSIMISTIC:
+                    await connection.fetch(LOCK, list(events))
+                yield PostgresAttempt(connection, await load(connection, events, cached), progress, locking)
 
     async def take_due_timers(self, limit: int) -> list[DueTimer]:
         """See `ticker.Timers`. A timer whose row somebody else locks is left for the next call."""
         with contention_is_outage(_TIMERS):
-            async with self._transaction("timers", None) as connection:
+            async with self._transaction("timers") as connection:
                 return [DueTimer(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit)]
 
     async def overdue(self) -> int:
@@ -123,7 +131,7 @@ class PostgresStore:
         """Inserts the row at a partition's first assignment. A row that exists stays as it is."""
         key = partition_key(partition)
         with contention_is_outage(_OFFSETS):
-            async with self._transaction("save", None) as connection:
+            async with self._transaction("save") as connection:
                 await connection.execute(_CREATE_OFFSET, *key, offset.cluster_id, offset.next_offset)
 
     async def stored_offsets(self) -> list[tuple[Partition, StoredOffset]]:
@@ -140,7 +148,7 @@ class PostgresStore:
         The fencing token is a new one: an owner that has not heard of it, perhaps in another cluster, writes no more.
         """
         row = (*partition_key(partition), offset.cluster_id, offset.next_offset, secrets.randbits(63))
-        async with self._transaction("save", None) as connection:
+        async with self._transaction("save") as connection:
             await connection.execute(_SET_OFFSET, *row)
 
     async def answers(self) -> bool:
@@ -203,7 +211,7 @@ class PostgresStore:
 
         Raises `ContentionError` if its row is no longer at version `loaded`, or is locked.
         """
-        async with self._transaction("save", None) as connection:
+        async with self._transaction("save") as connection:
             await write_repaired(connection, target, loaded)
 
     async def count_rows(self, conversation_id: str) -> dict[str, int]:
@@ -216,7 +224,7 @@ class PostgresStore:
 
         Raises `ContentionError` while somebody holds a row or an offset for long. Workers wait for the moment.
         """
-        async with self._transaction("save", None) as connection:
+        async with self._transaction("save") as connection:
             return await delete_rows(connection, conversation_id, secrets.randbits(63))
 
     def histories(self, since: datetime, until: datetime) -> AsyncIterator[HistoryPage]:
@@ -224,11 +232,11 @@ class PostgresStore:
         return history_pages(self._connection, since, until)
 
     async def conversation_report(self, since: datetime, until: datetime) -> ConversationReport:
-        async with self._transaction("load", None) as connection:
+        async with self._transaction("load") as connection:
             return await conversation_report(connection, since, until)
 
     async def race_report(self, since: datetime, until: datetime) -> RaceReport:
-        async with self._transaction("load", None) as connection:
+        async with self._transaction("load") as connection:
             return await race_report(connection, since, until)
 
     async def lock_holder(self, conversation_id: str) -> LockHolder | None:
@@ -257,7 +265,7 @@ class PostgresStore:
     async def turn(self, limit: int, seconds: float) -> AsyncIterator[PostgresOutboxBatch | None]:
         """See `outbox.Outbox`."""
         with contention_is_outage(OUTBOX):
-            async with self._transaction("outbox", None) as connection:
+            async with self._transaction("outbox") as connection:
                 yield await take_turn(connection, limit, seconds)
 
     async def backlog(self) -> Backlog:
@@ -283,16 +291,12 @@ class PostgresStore:
         Takes no lock that a writer of conversations waits for. Raises `ContentionError` while another pruning, or a
         change of the table, holds a lock.
         """
-        async with self._transaction("prune", None) as connection:
+        async with self._transaction("prune") as connection:
             return int(await connection.fetchval(_PRUNE, *_bounds(pages), before))
 
     @asynccontextmanager
-    async def _transaction(self, operation: str, progress: Progress | None) -> AsyncIterator[asyncpg.Connection]:
-        """A transaction under the guard of `progress`. It is never cancelled: workers stop between batches."""
-        async with self._connection(operation) as connection, connection.transaction():
-            await set_for_transaction(connection)
-            if progress is not None:
-                await advance_offset(connection, progress)
+    async def _transaction(self, operation: str) -> AsyncIterator[asyncpg.Connection]:
+        async with self._connection(operation) as connection, transaction(connection, None):
             yield connection
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ from consumer.errors import ConcurrencyError, ContentionError, RefusedError, Sto
 from consumer.lifecycle.model import Change, Conversation, Event, Outcome, Policy
 from consumer.lifecycle.rules import fold
 from consumer.observability.metrics import Metrics
-from consumer.retry import Backoff, Sleep, retrying
+from consumer.retry import Backoff, Sleep, retried
 from consumer.service.batch import Batch
 from consumer.service.ports import Decided, EventsById, Locking, Lost, Snapshot, Store
 
@@ -124,15 +124,14 @@ class ConversationService:
 
     async def _write(self, batch: Batch, part: Sequence[int], limits: "Limits") -> None:
         """Attempts until every conversation of the part is written, backing off in between."""
-        async for attempt in retrying(
+        await retried(
+            lambda number: self._attempt(batch, part, number),
             ContentionError,
             self._backoff,
             limits.sleep,
             attempts=limits.attempts,
             before_sleep=lambda _, seconds: self._count_retries(batch, seconds),
-        ):
-            with attempt:
-                await self._attempt(batch, part, attempt.retry_state.attempt_number)
+        )
 
     async def _attempt(self, batch: Batch, part: Sequence[int], number: int) -> None:
         """One round on fresh state. Raises `ContentionError` if anything lost its race."""

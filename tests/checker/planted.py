@@ -20,6 +20,7 @@ from consumer.lifecycle.model import Change, Conversation
 from consumer.observability import logs
 from consumer.offsets import Progress
 from consumer.postgres import attempt as statements
+from consumer.postgres import few
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
 from consumer.records import DeadLetter
@@ -44,6 +45,8 @@ class WithoutDeduplication(PostgresStore):
 
 class WithoutRedeciding(PostgresStore):
     """Writes what lost its race again, without deciding again."""
+
+    few = -1
 
     @asynccontextmanager
     async def attempt(
@@ -103,12 +106,16 @@ def _moved(change: Change, version: int) -> Change:
 def plant_version() -> type[PostgresStore]:
     assert statements.update_statement(statements.VERSION_GUARD) == statements.UPDATE
     statements.UPDATE = statements.update_statement("TRUE")
+    few.WRITE_AND_ADVANCE = few.write_statement("TRUE", statements.OFFSET_GUARD)
+    few.WRITE = few.write_statement("TRUE", None)
     return PostgresStore
 
 
 def plant_no_guard() -> type[PostgresStore]:
     assert statements.advance_statement(statements.OFFSET_GUARD) == statements.ADVANCE_OFFSET
-    statements.ADVANCE_OFFSET = statements.advance_statement("$4::bigint >= 0 AND $5::bigint >= 0")
+    anywhere = "$4::bigint >= 0 AND $5::bigint >= 0"
+    statements.ADVANCE_OFFSET = statements.advance_statement(anywhere)
+    few.WRITE_AND_ADVANCE = few.write_statement(statements.VERSION_GUARD, anywhere)
     return PostgresStore
 
 
@@ -134,8 +141,9 @@ def plant_unawaited() -> type[PostgresStore]:
     """Takes a dead letter for sent once it is in the producer's buffer."""
 
     async def send(self: KafkaProducer, dead_letters: Sequence[DeadLetter]) -> None:
-        for dead_letter in dead_letters:
-            await self._enqueue(dead_letter)
+        async with self._sending() as client:
+            for dead_letter in dead_letters:
+                await self._enqueue(client, dead_letter)
 
     KafkaProducer.send = send  # type: ignore[method-assign]
     return PostgresStore

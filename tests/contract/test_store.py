@@ -24,16 +24,26 @@ from tests.stack.services import Services
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 3)
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR NO KEY UPDATE%'"
+END_OTHERS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"""
 AnyStore = MemoryStore | PostgresStore
 
 
 @pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest, stack: Services, template: str) -> AsyncIterator[AnyStore]:
+async def any_store(request: pytest.FixtureRequest, stack: Services, template: str) -> AsyncIterator[AnyStore]:
     if request.param == "memory":
         yield MemoryStore()
     else:
         async with copy_for_app(stack.postgres, template) as url, opened(url) as postgres:
             yield postgres
+
+
+@pytest.fixture(params=[-1, 100], ids=["transactions", "two statements"])
+def store(any_store: AnyStore, request: pytest.FixtureRequest) -> AnyStore:
+    """Its attempts are transactions, or two statements where there are few events."""
+    any_store.few = request.param
+    return any_store
 
 
 def by_id(*events: Event) -> dict[str, list[Event]]:
@@ -57,6 +67,15 @@ async def save(
 ) -> Lost:
     async with store.attempt({}, progress, locking) as attempt:
         return await attempt.save(decided)
+
+
+async def end_sessions(store: AnyStore) -> None:
+    """As at a failover."""
+    if isinstance(store, MemoryStore):
+        store.database.restore(store.database.copied())
+    else:
+        async with store._connection("load") as connection:
+            await connection.execute(END_OTHERS)
 
 
 def locked(store: AnyStore, *events: Event, progress: Progress | None = None) -> AbstractAsyncContextManager[Attempt]:
@@ -247,7 +266,9 @@ class TestOffsets:
 
         assert await store.stored_offset(PLACE) == StoredOffset("cluster", 12, 6)
 
-    async def test_nothing_is_read_before_the_guard_is_held(self, store: AnyStore) -> None:
+    async def test_nothing_is_read_before_the_guard_is_held(self, any_store: AnyStore) -> None:
+        store = any_store
+        store.few = -1
         await store.create_offset(PLACE, StoredOffset("cluster", 7))
         event, progress = message(at=NOW), Progress(PLACE, 7, 12)
 
@@ -255,6 +276,28 @@ class TestOffsets:
             with pytest.raises(UnavailableError):
                 async with store.attempt({"c-1": [event]}, progress, Locking.OPTIMISTIC):
                     pytest.fail("read while somebody else held the guard")
+
+    async def test_what_was_read_before_another_owner_went_on_is_not_written(self, any_store: AnyStore) -> None:
+        await any_store.create_offset(PLACE, StoredOffset("cluster", 7))
+        event, progress = message(at=NOW), Progress(PLACE, 7, 12, next_mark=5)
+
+        async with any_store.attempt(by_id(event), progress, Locking.OPTIMISTIC) as attempt:
+            await save(any_store, Decided(NOW, ()), Progress(PLACE, 7, 7, next_mark=6))
+            with pytest.raises(StaleOwnerError):
+                await attempt.save(decide(attempt.snapshot, event))
+
+        assert await any_store.conversation("c-1") == ([], 0)
+        assert await any_store.stored_offset(PLACE) == StoredOffset("cluster", 7, 6)
+
+    async def test_what_was_read_is_not_written_over_another_connection(self, any_store: AnyStore) -> None:
+        event = message(at=NOW)
+
+        with pytest.raises(UnavailableError):
+            async with any_store.attempt(by_id(event), None, Locking.OPTIMISTIC) as attempt:
+                await end_sessions(any_store)
+                await attempt.save(decide(attempt.snapshot, event))
+
+        assert await any_store.conversation("c-1") == ([], 0)
 
     async def test_a_stale_owner_writes_nothing(self, store: AnyStore) -> None:
         await store.create_offset(PLACE, StoredOffset("cluster", 7))

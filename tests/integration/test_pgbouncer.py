@@ -78,7 +78,7 @@ async def test_all_share_one_conversation_through_it(pooler: PgBouncer, database
 
 async def test_limits_hold_in_each_transaction_and_end_with_it(pooler: PgBouncer, database: str) -> None:
     async with opened(pooler.url(database), lock_timeout_seconds=0.1) as store:
-        async with store._transaction("save", None) as connection:
+        async with store._transaction("save") as connection:
             assert await connection.fetchval("SHOW lock_timeout") == "100ms"
             assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
             assert await connection.fetchval("SHOW enable_seqscan") == "off"
@@ -89,10 +89,10 @@ async def test_limits_hold_in_each_transaction_and_end_with_it(pooler: PgBouncer
 async def test_a_held_row_is_revoked_through_it(pooler: PgBouncer, database: str) -> None:
     async with opened(pooler.url(database)) as store:
         await store.create_offset(PLACE, StoredOffset("cluster", 0))
-        async with store._transaction("save", None) as holder:
+        async with store._transaction("save") as holder:
             await holder.execute("SELECT 1 FROM kafka_offset FOR UPDATE")
             with pytest.raises(ContentionError):
-                async with store._transaction("save", None) as connection:
+                async with store._transaction("save") as connection:
                     await connection.execute("SELECT 1 FROM kafka_offset FOR UPDATE")
 
 

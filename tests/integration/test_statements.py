@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from consumer.lifecycle.model import Event
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres import attempt as statements
+from consumer.postgres import few
 from consumer.postgres.store import PostgresStore
 from consumer.service.batch import Batch
 from consumer.service.cache import ConversationCache
@@ -29,6 +30,7 @@ NAMES = {
     statements.UPDATE: "update",
     statements.INSERT: "insert",
     statements.ARCHIVE: "archive",
+    few.WRITE_AND_ADVANCE: "write and advance",
 }
 
 
@@ -82,14 +84,29 @@ def messages(count: int, at: datetime) -> Sequence[Event]:
     return [message(at=at, conversation_id=f"c-{number % 300}") for number in range(count)]
 
 
-@pytest.mark.parametrize("count", [1, 3000])
+@pytest.mark.parametrize("count", [1, PostgresStore.few])
+async def test_few_messages_take_two_statements(database: str, count: int) -> None:
+    executed = await statements_of(database, messages(count, NOW - MINUTE), messages(count, NOW))
+
+    assert executed == [READING, "write and advance"]
+
+
+async def test_few_events_that_change_nothing_take_two_statements(database: str) -> None:
+    again = messages(1, NOW)
+
+    executed = await statements_of(database, again, again)
+
+    assert executed == [READING, "advance offset"]
+
+
+@pytest.mark.parametrize("count", [PostgresStore.few + 1, 3000])
 async def test_a_batch_of_messages_takes_six_statements(database: str, count: int) -> None:
     executed = await statements_of(database, messages(count, NOW - MINUTE), messages(count, NOW))
 
     assert executed == ["BEGIN", "advance offset", READING, "update", "copy conversation_event", "COMMIT"]
 
 
-@pytest.mark.parametrize("count", [1, 3000])
+@pytest.mark.parametrize("count", [PostgresStore.few + 1, 3000])
 @pytest.mark.parametrize(("cached", "reading"), [(6000, [READING]), (0, [READING, "load", READING])])
 async def test_a_first_attempt_takes_eleven_statements_at_most(
     database: str, count: int, cached: int, reading: list[str]

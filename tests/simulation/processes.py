@@ -42,7 +42,7 @@ class Process:
         self.name = name
         self.alive = True
         self.health = Health()
-        self.store = MemoryStore(world.database, self.statement)
+        self.store = MemoryStore(world.database, self.statement, world.shape.few)
         self.service = ConversationService(
             self.store,
             policy=SHORT_POLICY.policy,

@@ -23,7 +23,7 @@ from tests.simulation.topic import TOPIC, Cluster, PartitionRecords, Places, pla
 EPOCH = datetime(2026, 3, 1, tzinfo=UTC)
 GROUP = "group"
 REFUSED = "agent-whom-the-database-refuses"
-WAIT_FOR_ROWS = ("guard", "lock", "update", "set offset")
+WAIT_FOR_ROWS = ("guard", "lock", "update", "write", "set offset")
 """Statements in which PostgreSQL may find a deadlock."""
 
 
@@ -73,6 +73,7 @@ class Shape:
     conversations: int
     events: int
     max_batch: int
+    few: int
     writers: int
     pace_seconds: float
     chaos_seconds: float
@@ -89,6 +90,7 @@ class Shape:
             conversations=rng.randint(1, 6),
             events=rng.randint(5, 60),
             max_batch=rng.choice((1, 3, 10, 100)),
+            few=rng.choice((-1, 2, 100)),
             writers=rng.choice((1, 2, 8)),
             pace_seconds=rng.choice((0.001, 0.01, 0.1)),
             chaos_seconds=rng.uniform(5, 40),
@@ -174,7 +176,7 @@ class World:
                 raise ConnectionLostError("no reply to the commit")
         elif self.strikes(Fault.LOST_REQUEST, 0.01):
             raise ConnectionLostError("connection lost")
-        if statement == "update" and self.strikes(Fault.TOO_SLOW, 0.02):
+        if statement in ("update", "write") and self.strikes(Fault.TOO_SLOW, 0.02):
             raise TooSlowError("statement timeout")
 
     def _contend(self, statement: str) -> None:
