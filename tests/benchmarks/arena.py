@@ -78,7 +78,9 @@ class Arena:
             yield Log(kafka, workload, starting, talk, ends)
 
     @asynccontextmanager
-    async def topic(self, configs: dict[str, str] | None = None) -> AsyncIterator[KafkaSettings]:
+    async def topic(
+        self, configs: dict[str, str] | None = None, partitions: int = PARTITIONS
+    ) -> AsyncIterator[KafkaSettings]:
         """An empty topic, and one for dead letters."""
         name = f"bench-{secrets.token_hex(6)}"
         kafka = KafkaSettings(
@@ -89,7 +91,7 @@ class Arena:
             session_timeout_seconds=await self.services.session_seconds(3),
         )
         async with admin(kafka) as brokers:
-            await brokers.create(kafka.topics[0], PARTITIONS, 1, configs or {})
+            await brokers.create(kafka.topics[0], partitions, 1, configs or {})
             await brokers.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
         try:
             yield kafka

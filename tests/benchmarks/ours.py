@@ -31,6 +31,11 @@ class Usage:
     def __sub__(self, other: "Usage") -> "Usage":
         return Usage(self.replicas - other.replicas, self.postgres - other.postgres, self.kafka - other.kafka)
 
+    def microseconds(self, events: int) -> tuple[float, float, float, float]:
+        """Of CPU for each of the events: replicas, PostgreSQL, Kafka, and all three."""
+        each = [1e6 * seconds / events for seconds in (self.replicas, self.postgres, self.kafka)]
+        return each[0], each[1], each[2], sum(each)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -86,9 +91,9 @@ async def apply_all(arena: Arena, log: Log, database: str, count: int = 1) -> Ru
     return run
 
 
-async def shared(running: list[Replica]) -> None:
+async def shared(running: list[Replica], partitions: int = PARTITIONS) -> None:
     """Waits until each of the replicas has its share of the partitions."""
-    share = {PARTITIONS / len(running)}
+    share = {partitions / len(running)}
     while {await replica.count("conversation_assigned_partitions") for replica in running} != share:  # noqa: ASYNC110
         await asyncio.sleep(SAMPLE_SECONDS)
 
@@ -98,12 +103,12 @@ async def measured(database: str, running: list[Replica], start: int, end: int) 
     connection = await asyncpg.connect(database)
     try:
         at_start = await passed(connection, start)
-        cpu, wal, transactions = usage(running), await _wal(connection), await _transactions(running)
+        cpu, wal, transactions = usage(running), await _wal(connection), await saves(running)
         began = time.monotonic()
         at_end = await passed(connection, end)
         seconds = time.monotonic() - began
         cpu, wal = usage(running) - cpu, await _wal(connection) - wal
-        return Run(at_end - at_start, seconds, cpu, wal, await _transactions(running) - transactions)
+        return Run(at_end - at_start, seconds, cpu, wal, await saves(running) - transactions)
     finally:
         await connection.close()
 
@@ -128,7 +133,10 @@ def resident_bytes(replica: Replica) -> int:
 
 
 def _seconds_of(name: str) -> float:
-    return sum(_seconds(process) for process in psutil.process_iter(["name"]) if process.info["name"] == name)
+    """Of the servers that this process has started; where there are none, of all so named on this machine."""
+    named = [process for process in psutil.process_iter(["name"]) if process.info["name"] == name]
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
+    return sum(map(_seconds, [process for process in named if process.pid in own] or named))
 
 
 def _seconds(process: psutil.Process) -> float:
@@ -143,6 +151,7 @@ async def _wal(connection: asyncpg.Connection) -> int:
     return int(await connection.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
 
 
-async def _transactions(running: list[Replica]) -> int:
+async def saves(running: list[Replica]) -> int:
+    """Transactions that have written events."""
     counts = [await replica.count("conversation_db_transaction_seconds_count", operation="save") for replica in running]
     return round(sum(counts))

@@ -40,7 +40,10 @@ class Goal:
 
 @dataclass(slots=True)
 class Results:
-    """What a run of the benchmark has found. `rates`: events per second by competitor and round."""
+    """What a run of the benchmark has found. `rates`: events per second by competitor and round.
+
+    `left_out`: which parts could not be measured, and why. Such a run is not saved.
+    """
 
     command: str
     machine: str
@@ -48,6 +51,7 @@ class Results:
     rates: dict[str, list[float]] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def rate(self, letter: str) -> float:
         return median(self.rates[letter])
