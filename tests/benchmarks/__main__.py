@@ -12,7 +12,7 @@ from tests.benchmarks import conditions, pruning
 from tests.benchmarks import outbox as relays
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
 from tests.benchmarks.contest import COMPETITORS, rate_of, run_of_ours
-from tests.benchmarks.latency import NotMeasurableError, Pace, cost_table, latency_table, measure_latency
+from tests.benchmarks.latency import Latency, NotMeasurableError, Pace, cost_table, latency_table, measure_latency
 from tests.benchmarks.ours import Run, apply_all
 from tests.benchmarks.plan import FULL, QUICK, Plan
 from tests.benchmarks.report import Goal, Results, save, show, table
@@ -71,14 +71,14 @@ def _scale(runs: dict[str, Run]) -> list[list[str]]:
 
 
 async def latency(arena: Arena, plan: Plan, results: Results) -> None:
-    measured = [await measure_latency(arena, pace, plan.latency_seconds) for pace in plan.paces]
-    measured.reverse()
+    measured: list[Latency] = []
+    for pace in plan.paces:
+        measured.insert(0, await measure_latency(arena, pace, plan.latency_seconds))
+        say("latency", measured[0].summary)
     results.tables["Latency"] = latency_table(measured)
     results.tables["Cost of an ordinary day"] = cost_table(measured)
-    for one in measured:
-        say("sender", f"{one.pace}, at most {one.sent.latest_seconds:.3f} s late,", one.sent.events / one.sent.seconds)
     (day,) = (one for one in measured if one.pace == ORDINARY)
-    replica, postgres, *_ = day.cpu.microseconds(day.events)
+    replica, postgres, *_ = day.cost.cpu.microseconds(day.cost.events)
     results.add(
         Goal("latency at 500 events/s, p50", day.percentile(50), 3, at_most=True, unit="ms"),
         Goal("latency at 500 events/s, p99", day.percentile(99), 12, at_most=True, unit="ms"),

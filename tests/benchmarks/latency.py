@@ -8,6 +8,7 @@ a commit just before it flushes the WAL. The mean time of a flush is added to ea
 import asyncio
 import json
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,12 +22,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer.settings import KafkaSettings
 from tests.benchmarks.arena import Arena, fetch, fill
-from tests.benchmarks.ours import Usage, passed, replicas, saves, shared, usage
+from tests.benchmarks.ours import Usage, busy_seconds, passed, replicas, saves, shared, usage
 from tests.benchmarks.report import table
 from tests.benchmarks.sender import READY, Errand, Sent
 from tests.benchmarks.workload import PACE, Workload
-from tests.stack.database import execute
+from tests.stack.database import APPLIED, execute
 from tests.stack.process import DevstackError
+from tests.stack.replica import Replica
 
 CONVERSATIONS = 2000
 WARM_UP_SECONDS = 5
@@ -68,16 +70,32 @@ class Flushes:
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """A run at `pace`: `seconds` by event; the rest is of all `events` together."""
+class Cost:
+    """What `events` took together. `others`: cores that were busy with what is no part of it, the sender among them."""
 
-    pace: Pace
-    seconds: list[float]
     events: int
     transactions: int
     cpu: Usage
-    flush_seconds: float
+    others: float
     sent: Sent
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A run at `pace`: `seconds` by event, of them `flush_seconds` for the flush of the WAL."""
+
+    pace: Pace
+    seconds: list[float]
+    flush_seconds: float
+    cost: Cost
+
+    @property
+    def summary(self) -> str:
+        rate, partitions = self.pace.cells
+        return (
+            f"{rate}/s on {partitions}: p50 {self.percentile(50):.1f} ms, p99 {self.percentile(99):.1f} ms; "
+            f"sender late by {1000 * self.cost.sent.latest_seconds:.0f} ms at most; others keep {self.cost.others:.2f} cores busy"
+        )
 
     def percentile(self, percent: int) -> float:
         """In milliseconds."""
@@ -96,15 +114,16 @@ def latency_table(runs: Sequence[Latency]) -> list[list[str]]:
 def cost_table(runs: Sequence[Latency]) -> list[list[str]]:
     rows = []
     for run in runs:
-        microseconds = (*run.cpu.microseconds(run.events), 1e6 * run.sent.cpu_seconds / run.sent.events)
-        together = f"{run.events / run.transactions:.1f}"
+        cost, sent = run.cost, run.cost.sent
+        microseconds = (*cost.cpu.microseconds(cost.events), 1e6 * sent.cpu_seconds / sent.events)
+        together = f"{cost.events / cost.transactions:.1f}"
         rows.append((*run.pace.cells, together, *(f"{one:,.0f}" for one in microseconds)))
     heading = ("events a transaction", "CPU µs an event: replica", "PostgreSQL", "Kafka", "machine")
     return table((*PACE_HEADING, *heading, "sender, not counted"), *rows)
 
 
-async def measure_latency(arena: Arena, pace: Pace, seconds: float) -> Latency:
-    """One replica at that pace. Raises `NotMeasurableError`."""
+async def measure_latency(arena: Arena, pace: Pace, seconds: float, *module: str) -> Latency:
+    """One replica at that pace, or `module` with its arguments in its place. Raises `NotMeasurableError`."""
     await check_commit_times(arena.services.postgres)
     workload = Workload(CONVERSATIONS, round(pace.per_second * (WARM_UP_SECONDS + seconds)))
     configs = {"message.timestamp.type": "LogAppendTime"}
@@ -113,14 +132,20 @@ async def measure_latency(arena: Arena, pace: Pace, seconds: float) -> Latency:
         starting = datetime.now(UTC) - workload.total * PACE
         await fill(kafka, islice(workload.all(starting), workload.opening))
         before = await _flushes(database)
-        async with _sender(kafka, workload, starting, pace) as sender:
-            sent, cpu, transactions = await _paced(arena, kafka, database, workload, pace, sender)
+        async with (
+            _sender(kafka, workload, starting, pace) as sender,
+            replicas(arena, 1, kafka, database, *module, **pace.settings) as running,
+            connected(database) as connection,
+        ):
+            await shared(running, pace.partitions)
+            await passed(connection, workload.opening)
+            cost = await _paced(running, connection, workload, sender)
         after = await _flushes(database)
         appended = await append_times(kafka, pace.partitions)
         committed = await commit_times(database)
     flush = (after.seconds - before.seconds) / max(after.count - before.count, 1)
     measured = dict(list(appended.items())[workload.opening + pace.per_second * WARM_UP_SECONDS :])
-    return Latency(pace, latencies(measured, committed, flush), len(measured), transactions, cpu, flush, sent)
+    return Latency(pace, latencies(measured, committed, flush), flush, cost)
 
 
 async def check_commit_times(postgres: str) -> None:
@@ -185,28 +210,22 @@ async def _sender(
 
 
 async def _paced(
-    arena: Arena,
-    kafka: KafkaSettings,
-    database: str,
-    workload: Workload,
-    pace: Pace,
-    sender: asyncio.subprocess.Process,
-) -> tuple[Sent, Usage, int]:
-    """The CPU and the transactions from the end of the warm-up to the last commit. The opening is applied before."""
+    running: list[Replica], connection: asyncpg.Connection, workload: Workload, sender: asyncio.subprocess.Process
+) -> Cost:
+    """From the end of the warm-up to the last commit."""
     assert sender.stdin is not None
     assert sender.stdout is not None
-    async with replicas(arena, 1, kafka, database, **pace.settings) as running, connected(database) as connection:
-        await shared(running, pace.partitions)
-        await passed(connection, workload.opening)
-        if (line := await sender.stdout.readline()).strip().decode() != READY:
-            raise RuntimeError(f"the sender is not ready: {line!r}")
-        sender.stdin.write(b"\n")
-        await asyncio.sleep(WARM_UP_SECONDS)
-        before, cpu = await saves(running), usage(running)
-        sent = Sent.model_validate_json(await sender.stdout.readline())
-        await passed(connection, workload.total)
-        cpu = usage(running) - cpu
-        return sent, cpu, await saves(running) - before
+    if (line := await sender.stdout.readline()).strip().decode() != READY:
+        raise RuntimeError(f"the sender is not ready: {line!r}")
+    sender.stdin.write(b"\n")
+    await asyncio.sleep(WARM_UP_SECONDS)
+    before, start = await saves(running), await connection.fetchval(APPLIED)
+    cpu, busy, began = usage(running), busy_seconds(), time.monotonic()
+    sent = Sent.model_validate_json(await sender.stdout.readline())
+    end = await passed(connection, workload.total)
+    cpu = usage(running) - cpu
+    others = (busy_seconds() - busy - cpu.replicas - cpu.postgres - cpu.kafka) / (time.monotonic() - began)
+    return Cost(end - int(start), await saves(running) - before, cpu, others, sent)
 
 
 @asynccontextmanager

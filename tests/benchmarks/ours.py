@@ -54,11 +54,15 @@ class Run:
 
 @asynccontextmanager
 async def replicas(
-    arena: Arena, count: int, kafka: KafkaSettings, database: str, **more: str
+    arena: Arena, count: int, kafka: KafkaSettings, database: str, *module: str, **more: str
 ) -> AsyncIterator[list[Replica]]:
-    """So many of ours for as long as the block lasts; raises if one does not end in good order."""
+    """So many of ours for as long as the block lasts; raises if one does not end in good order.
+
+    `module` with its arguments in place of the shipped one, `more` settings.
+    """
     settings = {**environment(kafka, database), **more}
-    started = [await Replica(settings, arena.logs / f"replica-{number}.log").start() for number in range(count)]
+    logs = [arena.logs / f"replica-{number}.log" for number in range(count)]
+    started = [await Replica(settings, log, *module).start() for log in logs]
     try:
         yield started
     finally:
@@ -126,6 +130,12 @@ async def passed(connection: asyncpg.Connection, records: int, where: str = "") 
 def usage(running: list[Replica]) -> Usage:
     replicas = sum(_seconds(psutil.Process(replica.process.pid)) for replica in running)
     return Usage(replicas, _seconds_of("postgres"), _seconds_of("java"))
+
+
+def busy_seconds() -> float:
+    """Of CPU, of all processes of this machine since its start."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def resident_bytes(replica: Replica) -> int:

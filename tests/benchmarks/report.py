@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.model.documents import DOCS, write_section
@@ -78,10 +79,16 @@ def _shown(figure: float, unit: str) -> str:
 
 def show(console: Console, results: Results) -> None:
     for title, rows in _tables(results.as_json()).items():
-        table = Table(*rows[0], title=title, title_justify="left")
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
+        if len(rows) > 1:
+            show_table(console, title, rows)
+
+
+def show_table(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
+    """The first of the rows is the heading."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def markdown(data: dict[str, Any]) -> str:

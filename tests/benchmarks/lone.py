@@ -1,0 +1,50 @@
+"""Where the time of a lone event goes: a worker that gets one event at a time, or a few; a replica at a steady pace."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from tests.benchmarks.arena import Arena, open_arena
+from tests.benchmarks.latency import Latency, Pace, measure_latency
+from tests.benchmarks.parts import BatchParts, load, parts_table, timed_parts
+from tests.benchmarks.report import show_table
+from tests.benchmarks.worker_in_memory import log_of, work_off
+from tests.benchmarks.workload import Workload
+from tests.stack.services import Services
+
+CONVERSATIONS = 2500
+EVENTS = 3000
+AT_A_TIME = (1, 5)
+PACE = Pace(500, 4)
+SECONDS = 10.0
+LARGEST = 20
+"""Batches of more records are of the opening."""
+
+
+async def print_parts(console: Console, services: Services) -> None:
+    for number in AT_A_TIME:
+        batches = await with_records_at_hand(services.postgres, number)
+        show_table(console, f"Records at hand, {number} at a time", parts_table(batches, LARGEST))
+    async with open_arena(services) as arena:
+        batches, latency = await at_a_steady_pace(arena)
+        title = f"{PACE.per_second} events/s on {PACE.partitions} partitions, p50 {latency.percentile(50):.1f} ms"
+        show_table(console, title, parts_table(batches, LARGEST))
+
+
+async def with_records_at_hand(server: str, at_a_time: int) -> Sequence[BatchParts]:
+    """One worker in this process, without Kafka."""
+    workload = Workload(CONVERSATIONS, EVENTS * at_a_time)
+    with timed_parts() as batches:
+        await work_off(server, log_of(workload, at_a_time))
+    return batches
+
+
+async def at_a_steady_pace(arena: Arena) -> tuple[Sequence[BatchParts], Latency]:
+    """One replica, a process of its own, on a real Kafka. Raises `NotMeasurableError`."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "parts.json")
+        latency = await measure_latency(arena, PACE, SECONDS, "tests.benchmarks.parts", str(file))
+        return await asyncio.to_thread(load, file), latency
