@@ -92,9 +92,10 @@ class Latency:
     @property
     def summary(self) -> str:
         rate, partitions = self.pace.cells
+        late = 1000 * self.cost.sent.latest_seconds
         return (
             f"{rate}/s on {partitions}: p50 {self.percentile(50):.1f} ms, p99 {self.percentile(99):.1f} ms; "
-            f"sender late by {1000 * self.cost.sent.latest_seconds:.0f} ms at most; others keep {self.cost.others:.2f} cores busy"
+            f"sender late by {late:.0f} ms at most; others keep {self.cost.others:.2f} cores busy"
         )
 
     def percentile(self, percent: int) -> float:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from tests.benchmarks.arena import Arena, open_arena
-from tests.benchmarks.latency import Latency, Pace, measure_latency
+from tests.benchmarks.latency import Latency, NotMeasurableError, Pace, measure_latency
 from tests.benchmarks.parts import BatchParts, load, parts_table, timed_parts
 from tests.benchmarks.report import show_table
 from tests.benchmarks.worker_in_memory import log_of, work_off
@@ -29,9 +29,12 @@ async def print_parts(console: Console, services: Services) -> None:
         batches = await with_records_at_hand(services.postgres, number)
         show_table(console, f"Records at hand, {number} at a time", parts_table(batches, LARGEST))
     async with open_arena(services) as arena:
-        batches, latency = await at_a_steady_pace(arena)
-        title = f"{PACE.per_second} events/s on {PACE.partitions} partitions, p50 {latency.percentile(50):.1f} ms"
-        show_table(console, title, parts_table(batches, LARGEST))
+        try:
+            batches, latency = await at_a_steady_pace(arena)
+        except NotMeasurableError as error:
+            console.print(f"at a steady pace: {error}")
+        else:
+            show_table(console, f"A replica, {latency.summary}", parts_table(batches, LARGEST))
 
 
 async def with_records_at_hand(server: str, at_a_time: int) -> Sequence[BatchParts]:
