@@ -12,6 +12,7 @@ from tests.benchmarks import conditions, pruning
 from tests.benchmarks import outbox as relays
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
 from tests.benchmarks.contest import COMPETITORS, rate_of, run_of_ours
+from tests.benchmarks.depth import Depth, measure_depth
 from tests.benchmarks.latency import Latency, NotMeasurableError, Pace, cost_table, latency_table, measure_latency
 from tests.benchmarks.ours import Run, apply_all
 from tests.benchmarks.plan import FULL, QUICK, Plan
@@ -22,6 +23,10 @@ from tests.stack.services import services
 console = Console(soft_wrap=True, highlight=False)
 FEW = 10_000
 ORDINARY = Pace(500, 4)
+WIDE, BEHIND = 64, 12
+"""Partitions of a replica, and how many of them have a backlog."""
+MEMORY_LIMIT = 512
+"""Of a replica, in MiB: deploy/k8s/base/consumer.yaml."""
 STATEMENTS = 11
 """Of a transaction, at most: `tests/integration/test_statements.py`."""
 OURS = {1: "E", 2: "E2", 4: "E4"}
@@ -165,6 +170,29 @@ async def memory(arena: Arena, plan: Plan, results: Results) -> None:
     )
 
 
+async def wide(arena: Arena, plan: Plan, results: Results) -> None:
+    """A replica with many partitions, some of them behind."""
+    workload = Workload(events=plan.backlog // 2)
+    async with arena.log(workload, partitions=WIDE, filled=BEHIND) as log:
+        found = await conditions.memory(arena, log)
+    console.print(found)
+    name = f"memory with {WIDE} partitions, {BEHIND} of them {found.backlog // BEHIND:,} records behind"
+    results.add(Goal(name, found.highest, MEMORY_LIMIT, at_most=True, unit="MiB"))
+
+
+async def depth(arena: Arena, plan: Plan, results: Results) -> None:
+    """An event on a conversation with a short and with a long past."""
+    measured: list[Depth] = []
+    for sessions in plan.sessions:
+        async with arena.database() as database:
+            measured.append(await measure_depth(database, sessions))
+    heading = ("closed sessions", "events", "ms of a transaction with an event: on time", "late")
+    results.tables["A long past"] = table(heading, *(one.cells for one in measured))
+    short, long = measured[0], measured[-1]
+    name = f"a late event on {long.sessions} sessions against {short.sessions}"
+    results.add(Goal(name, long.late / short.late, 1.5, at_most=True))
+
+
 async def prune(arena: Arena, plan: Plan, results: Results) -> None:
     async with arena.database() as database:
         found = await pruning.measure(database, rows=plan.pruned)
@@ -197,7 +225,9 @@ async def outbox(arena: Arena, plan: Plan, results: Results) -> None:
     )
 
 
-PARTS = {part.__name__: part for part in (contest, latency, skew, contention, memory, growth, prune, outbox)}
+PARTS = {
+    part.__name__: part for part in (contest, latency, skew, contention, memory, wide, depth, growth, prune, outbox)
+}
 
 
 def say(where: str, what: str, *rates: float) -> None:

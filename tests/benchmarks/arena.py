@@ -41,7 +41,7 @@ class Log:
 
     def place_of(self, conversation_id: str) -> int:
         """The partition it is on."""
-        return int(murmur2(conversation_id.encode()) & 0x7FFFFFFF) % len(self.ends)
+        return place_of(conversation_id, len(self.ends))
 
     def for_a_new_group(self) -> KafkaSettings:
         return self.kafka.model_copy(update={"group_id": f"{self.kafka.group_id}-{secrets.token_hex(4)}"})
@@ -64,14 +64,22 @@ class Arena:
             yield url
 
     @asynccontextmanager
-    async def log(self, workload: Workload, *, opening: bool = True) -> AsyncIterator[Log]:
-        """A topic with all of the workload, or with what comes after its opening."""
-        async with self.topic() as kafka:
+    async def log(
+        self, workload: Workload, *, opening: bool = True, partitions: int = PARTITIONS, filled: int | None = None
+    ) -> AsyncIterator[Log]:
+        """A topic with all of the workload, or with what comes after its opening; or with its first partitions' part.
+
+        Those that come after the `filled` ones are empty.
+        """
+        async with self.topic(partitions=partitions) as kafka:
             starting = datetime.now(UTC) - workload.total * PACE
             events = workload.all(starting)
             first = list(islice(events, workload.opening))
+            if filled is not None:
+                first = [event for event in first if place_of(event.conversation_id, partitions) < filled]
+                events = (event for event in events if place_of(event.conversation_id, partitions) < filled)
             await fill(kafka, first if opening else ())
-            places = [Partition(kafka.group_id, kafka.topics[0], number) for number in range(PARTITIONS)]
+            places = [Partition(kafka.group_id, kafka.topics[0], number) for number in range(partitions)]
             talk = {place.number: end for place, (_, end) in (await log_bounds(kafka, places)).items()}
             await fill(kafka, events)
             ends = {place.number: end for place, (_, end) in (await log_bounds(kafka, places)).items()}
@@ -97,6 +105,11 @@ class Arena:
             yield kafka
         finally:
             await delete(self.services.kafka, *kafka.topics, kafka.dead_letter_topic)
+
+
+def place_of(conversation_id: str, partitions: int) -> int:
+    """The partition of so many that it is on."""
+    return int(murmur2(conversation_id.encode()) & 0x7FFFFFFF) % partitions
 
 
 async def fill(kafka: KafkaSettings, events: Iterable[Event]) -> None:

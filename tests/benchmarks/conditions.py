@@ -161,4 +161,4 @@ async def memory(arena: Arena, log: Log) -> Memory:
         await connection.close()
     halves = [[mib for at, mib in samples if (at < end / 2) == first] for first in (True, False)]
     highest = max(mib for _, mib in samples)
-    return Memory(log.workload.total, highest, *(max(half, default=highest) for half in halves))
+    return Memory(end, highest, *(max(half, default=highest) for half in halves))

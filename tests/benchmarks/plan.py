@@ -22,13 +22,14 @@ class Plan:
     latency_seconds: float
     grown: int
     backlog: int
+    sessions: tuple[int, ...]
     pruned: int
     outbox: int
 
 
 FULL = Plan(
     "make bench",
-    ("contest", "latency", "skew", "contention", "memory", "growth", "prune", "outbox"),
+    ("contest", "latency", "skew", "contention", "memory", "wide", "depth", "growth", "prune", "outbox"),
     replicas=(1, 2, 4),
     events=250_000,
     rounds=3,
@@ -37,6 +38,7 @@ FULL = Plan(
     latency_seconds=20,
     grown=5_000_000,
     backlog=1_000_000,
+    sessions=(10, 100, 500),
     pruned=1_000_000,
     outbox=1_000_000,
 )
@@ -51,6 +53,7 @@ QUICK = Plan(
     latency_seconds=5,
     grown=100_000,
     backlog=100_000,
+    sessions=(10, 100),
     pruned=100_000,
     outbox=100_000,
 )
