@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
+from consumer.settings import WorkerSettings
 from tests.benchmarks import conditions, pruning
 from tests.benchmarks import outbox as relays
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
@@ -171,8 +172,8 @@ async def memory(arena: Arena, plan: Plan, results: Results) -> None:
 
 
 async def wide(arena: Arena, plan: Plan, results: Results) -> None:
-    """A replica with many partitions, some of them behind."""
-    workload = Workload(events=plan.backlog // 2)
+    """A replica with many partitions, some of them behind, their buffers and caches full."""
+    workload = Workload(WIDE * WorkerSettings().max_remembered, plan.backlog)
     async with arena.log(workload, partitions=WIDE, filled=BEHIND) as log:
         found = await conditions.memory(arena, log)
     console.print(found)
@@ -225,9 +226,8 @@ async def outbox(arena: Arena, plan: Plan, results: Results) -> None:
     )
 
 
-PARTS = {
-    part.__name__: part for part in (contest, latency, skew, contention, memory, wide, depth, growth, prune, outbox)
-}
+ALL = (contest, latency, skew, contention, memory, wide, depth, growth, prune, outbox)
+PARTS = {part.__name__: part for part in ALL}
 
 
 def say(where: str, what: str, *rates: float) -> None:
