@@ -7,8 +7,8 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from functools import wraps
@@ -23,13 +23,16 @@ import consumer.service.service
 import consumer.worker
 from consumer.commands.run import run
 from consumer.kafka.partition import AssignedPartition
+from consumer.observability.metrics import Metrics
+from consumer.postgres.pool import Pool
 from consumer.records import Record
 from consumer.worker import PartitionWorker
 from tests.benchmarks.report import table
 
-LONGEST = 60
+LONGEST = 32
 """Characters of a statement that are printed."""
 FETCH, WAIT, REST = "fetch: append to delivery", "wait for the batch before", "the rest"
+Connected = AbstractAsyncContextManager[asyncpg.Connection]
 _current: ContextVar["BatchParts | None"] = ContextVar("_current", default=None)
 
 
@@ -38,7 +41,10 @@ class BatchParts:
     """Seconds by part, in the order in which they begin; the rest is bookkeeping, and the event loop's other work."""
 
     records: int
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, part: str, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
 @contextmanager
@@ -52,6 +58,11 @@ def timed_parts() -> Iterator[list[BatchParts]]:
             stack.enter_context(patch.object(asyncpg.Connection, name, _timed_statement(original, name)))
         for module, name in ((consumer.worker, "decode_all"), (consumer.service.service, "decide")):
             stack.enter_context(patch.object(module, name, _timed(getattr(module, name), name.partition("_")[0])))
+        for owner, name, original in (
+            (Pool, "connection", _timed_connection(Pool.connection)),
+            (Metrics, "committed", _timed(Metrics.committed, "count")),
+        ):
+            stack.enter_context(patch.object(owner, name, original))
         process = _timed_batch(PartitionWorker._process, batches, delivered)
         stack.enter_context(patch.object(PartitionWorker, "_process", process))
         append = _noted(AssignedPartition.append, delivered)
@@ -85,7 +96,7 @@ def total_seconds(batches: Sequence[BatchParts]) -> dict[str, float]:
 
 def _add(part: str, began: float) -> None:
     if (batch := _current.get()) is not None:
-        batch.seconds[part] += time.perf_counter() - began
+        batch.add(part, time.perf_counter() - began)
 
 
 def _timed(original: Callable[..., Any], part: str) -> Callable[..., Any]:
@@ -110,6 +121,20 @@ def _timed_statement(original: Callable[..., Awaitable[Any]], name: str) -> Call
             return await original(self, what, *rest, **options)
         finally:
             _add(f"{verb}{' '.join(what.split())[:LONGEST]}", began)
+
+    return method
+
+
+def _timed_connection(original: Callable[[Pool], Connected]) -> Callable[[Pool], Connected]:
+    @asynccontextmanager
+    async def method(self: Pool) -> AsyncIterator[asyncpg.Connection]:
+        async with AsyncExitStack() as stack:
+            began = time.perf_counter()
+            connection = await stack.enter_async_context(original(self))
+            _add("take a connection of the pool", began)
+            yield connection
+            began = time.perf_counter()
+        _add("give it back", began)
 
     return method
 

@@ -17,10 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from consumer.decoding import decode_all
+from consumer.observability import logs
 from consumer.observability.metrics import Metrics
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import decide
+from consumer.settings import LogSettings
 from consumer.worker import PartitionWorker
 from tests.benchmarks.lone import print_parts
 from tests.benchmarks.parts import timed_parts, total_seconds
@@ -49,6 +51,7 @@ def shares(profiler: cProfile.Profile) -> dict[str, float]:
 
 
 def main(events: int) -> None:
+    logs.configure(LogSettings())
     with services() as found:
         asyncio.run(print_parts(console, found))
         if events:
