@@ -1,7 +1,6 @@
 """Where the time of a lone event goes: a worker that gets one event at a time, or a few; a replica at a steady pace."""
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,7 +8,7 @@ from rich.console import Console
 
 from tests.benchmarks.arena import Arena, open_arena
 from tests.benchmarks.latency import Latency, NotMeasurableError, Pace, measure_latency
-from tests.benchmarks.parts import BatchParts, load, parts_table, timed_parts
+from tests.benchmarks.parts import Parts, load, parts_table, timed_parts
 from tests.benchmarks.report import show_table
 from tests.benchmarks.worker_in_memory import log_of, work_off
 from tests.benchmarks.workload import Workload
@@ -26,26 +25,28 @@ LARGEST = 20
 
 async def print_parts(console: Console, services: Services) -> None:
     for number in AT_A_TIME:
-        batches = await with_records_at_hand(services.postgres, number)
-        show_table(console, f"Records at hand, {number} at a time", parts_table(batches, LARGEST))
+        parts = await with_records_at_hand(services.postgres, number)
+        title = f"Records at hand, {number} at a time; {parts.summary}"
+        show_table(console, title, parts_table(parts.batches, LARGEST))
     async with open_arena(services) as arena:
         try:
-            batches, latency = await at_a_steady_pace(arena)
+            parts, latency = await at_a_steady_pace(arena)
         except NotMeasurableError as error:
             console.print(f"at a steady pace: {error}")
         else:
-            show_table(console, f"A replica, {latency.summary}", parts_table(batches, LARGEST))
+            title = f"A replica, {latency.summary}; {parts.summary}"
+            show_table(console, title, parts_table(parts.batches, LARGEST))
 
 
-async def with_records_at_hand(server: str, at_a_time: int) -> Sequence[BatchParts]:
+async def with_records_at_hand(server: str, at_a_time: int) -> Parts:
     """One worker in this process, without Kafka."""
     workload = Workload(CONVERSATIONS, EVENTS * at_a_time)
-    with timed_parts() as batches:
+    with timed_parts() as parts:
         await work_off(server, log_of(workload, at_a_time))
-    return batches
+    return parts
 
 
-async def at_a_steady_pace(arena: Arena) -> tuple[Sequence[BatchParts], Latency]:
+async def at_a_steady_pace(arena: Arena) -> tuple[Parts, Latency]:
     """One replica, a process of its own, on a real Kafka. Raises `NotMeasurableError`."""
     with TemporaryDirectory() as directory:
         file = Path(directory, "parts.json")

@@ -3,6 +3,7 @@
 `python -m tests.benchmarks.parts FILE` is a replica that writes the parts of its batches into a file when it ends.
 """
 
+import gc
 import json
 import sys
 import time
@@ -47,10 +48,23 @@ class BatchParts:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
+@dataclass(slots=True)
+class Parts:
+    """The batches of a process, and the seconds of each garbage collection, which stops all its workers."""
+
+    batches: list[BatchParts] = field(default_factory=list)
+    collections: list[float] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        longest = 1000 * max(self.collections, default=0.0)
+        return f"{len(self.collections)} garbage collections, the longest {longest:.0f} ms"
+
+
 @contextmanager
-def timed_parts() -> Iterator[list[BatchParts]]:
+def timed_parts() -> Iterator[Parts]:
     """The batches of all workers of this process meanwhile."""
-    batches: list[BatchParts] = []
+    parts = Parts()
     delivered: dict[tuple[int, int], float] = {}
     with ExitStack() as stack:
         for name in ("execute", "fetch", "copy_records_to_table"):
@@ -63,11 +77,12 @@ def timed_parts() -> Iterator[list[BatchParts]]:
             (Metrics, "committed", _timed(Metrics.committed, "count")),
         ):
             stack.enter_context(patch.object(owner, name, original))
-        process = _timed_batch(PartitionWorker._process, batches, delivered)
+        process = _timed_batch(PartitionWorker._process, parts.batches, delivered)
         stack.enter_context(patch.object(PartitionWorker, "_process", process))
         append = _noted(AssignedPartition.append, delivered)
         stack.enter_context(patch.object(AssignedPartition, "append", append))
-        yield batches
+        stack.enter_context(_timed_collections(parts.collections))
+        yield parts
 
 
 def parts_table(batches: Sequence[BatchParts], at_most: int) -> list[list[str]]:
@@ -97,6 +112,24 @@ def total_seconds(batches: Sequence[BatchParts]) -> dict[str, float]:
 def _add(part: str, began: float) -> None:
     if (batch := _current.get()) is not None:
         batch.add(part, time.perf_counter() - began)
+
+
+@contextmanager
+def _timed_collections(collections: list[float]) -> Iterator[None]:
+    began = 0.0
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        nonlocal began
+        if phase == "start":
+            began = time.perf_counter()
+        else:
+            collections.append(time.perf_counter() - began)
+
+    gc.callbacks.append(note)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(note)
 
 
 def _timed(original: Callable[..., Any], part: str) -> Callable[..., Any]:
@@ -172,14 +205,15 @@ def _noted(original: Callable[..., None], delivered: dict[tuple[int, int], float
     return method
 
 
-def load(file: Path) -> list[BatchParts]:
-    return [BatchParts(**batch) for batch in json.loads(file.read_text())]
+def load(file: Path) -> Parts:
+    data = json.loads(file.read_text())
+    return Parts([BatchParts(**batch) for batch in data["batches"]], data["collections"])
 
 
 def main(file: str) -> None:
-    with timed_parts() as batches:
+    with timed_parts() as parts:
         run()
-    Path(file).write_text(json.dumps([asdict(batch) for batch in batches]))
+    Path(file).write_text(json.dumps(asdict(parts)))
 
 
 if __name__ == "__main__":

@@ -62,11 +62,11 @@ def profile(server: str, workload: Workload) -> None:
     profiler = cProfile.Profile()
     asyncio.run(work_off(server, log_of(workload)))
     log, began = log_of(workload), time.perf_counter()
-    with timed_parts() as batches:
+    with timed_parts() as parts:
         asyncio.run(work_off(server, log))
     rate = workload.total / (time.perf_counter() - began)
-    console.print(f"{rate:,.0f} events/s, one worker, migrations included")
-    spent = total_seconds(batches)
+    console.print(f"{rate:,.0f} events/s, one worker, migrations included; {parts.summary}")
+    spent = total_seconds(parts.batches)
     for part in sorted(spent, key=spent.__getitem__, reverse=True)[:12]:
         console.print(f"  {1e6 * spent[part] / workload.total:6.2f} µs an event: {part}", markup=False)
     profiler.runcall(asyncio.run, work_off(server, log_of(workload)))
