@@ -74,7 +74,7 @@ bench: install ## ours beside other designs and under conditions, every goal wit
 bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly right
 	$(BIN)/python -m tests.benchmarks --quick
 
-profile: install ## where the time of a replica goes
+profile: install ## where the time goes: the parts of a lone event, and a replica under a backlog
 	$(BIN)/python -m tests.benchmarks.profile
 
 rules: ## check and test the Prometheus rules (needs promtool: apt-get install prometheus)

@@ -41,7 +41,7 @@ class Log:
 
     def place_of(self, conversation_id: str) -> int:
         """The partition it is on."""
-        return int(murmur2(conversation_id.encode()) & 0x7FFFFFFF) % len(self.ends)
+        return place_of(conversation_id, len(self.ends))
 
     def for_a_new_group(self) -> KafkaSettings:
         return self.kafka.model_copy(update={"group_id": f"{self.kafka.group_id}-{secrets.token_hex(4)}"})
@@ -64,21 +64,31 @@ class Arena:
             yield url
 
     @asynccontextmanager
-    async def log(self, workload: Workload, *, opening: bool = True) -> AsyncIterator[Log]:
-        """A topic with all of the workload, or with what comes after its opening."""
-        async with self.topic() as kafka:
+    async def log(
+        self, workload: Workload, *, opening: bool = True, partitions: int = PARTITIONS, filled: int | None = None
+    ) -> AsyncIterator[Log]:
+        """A topic with all of the workload, or with what comes after its opening; or with its first partitions' part.
+
+        Those that come after the `filled` ones are empty.
+        """
+        async with self.topic(partitions=partitions) as kafka:
             starting = datetime.now(UTC) - workload.total * PACE
             events = workload.all(starting)
             first = list(islice(events, workload.opening))
+            if filled is not None:
+                first = [event for event in first if place_of(event.conversation_id, partitions) < filled]
+                events = (event for event in events if place_of(event.conversation_id, partitions) < filled)
             await fill(kafka, first if opening else ())
-            places = [Partition(kafka.group_id, kafka.topics[0], number) for number in range(PARTITIONS)]
+            places = [Partition(kafka.group_id, kafka.topics[0], number) for number in range(partitions)]
             talk = {place.number: end for place, (_, end) in (await log_bounds(kafka, places)).items()}
             await fill(kafka, events)
             ends = {place.number: end for place, (_, end) in (await log_bounds(kafka, places)).items()}
             yield Log(kafka, workload, starting, talk, ends)
 
     @asynccontextmanager
-    async def topic(self, configs: dict[str, str] | None = None) -> AsyncIterator[KafkaSettings]:
+    async def topic(
+        self, configs: dict[str, str] | None = None, partitions: int = PARTITIONS
+    ) -> AsyncIterator[KafkaSettings]:
         """An empty topic, and one for dead letters."""
         name = f"bench-{secrets.token_hex(6)}"
         kafka = KafkaSettings(
@@ -89,12 +99,17 @@ class Arena:
             session_timeout_seconds=await self.services.session_seconds(3),
         )
         async with admin(kafka) as brokers:
-            await brokers.create(kafka.topics[0], PARTITIONS, 1, configs or {})
+            await brokers.create(kafka.topics[0], partitions, 1, configs or {})
             await brokers.create(kafka.dead_letter_topic, 1, 1, {"max.message.bytes": str(2 * 2**20)})
         try:
             yield kafka
         finally:
             await delete(self.services.kafka, *kafka.topics, kafka.dead_letter_topic)
+
+
+def place_of(conversation_id: str, partitions: int) -> int:
+    """The partition of so many that it is on."""
+    return int(murmur2(conversation_id.encode()) & 0x7FFFFFFF) % partitions
 
 
 async def fill(kafka: KafkaSettings, events: Iterable[Event]) -> None:

@@ -1,4 +1,4 @@
-"""Ours under conditions: paced, grown, skewed, contended, behind by a million."""
+"""Ours under conditions: grown, skewed, contended, behind by a million."""
 
 import asyncio
 import time
@@ -6,14 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from statistics import quantiles
-from typing import Any
 
 import asyncpg
-from aiokafka import AIOKafkaProducer
 from pydantic import SecretStr
 
-from consumer.decoding import encoded
 from consumer.lifecycle.model import Author, Message
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
@@ -23,15 +19,6 @@ from tests.benchmarks.ours import Run, apply_all, passed, replicas, resident_byt
 from tests.demo.writers import apply_until_written
 from tests.stack.database import APPLIED, execute
 
-NOTIFY = """
-    CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        PERFORM pg_notify('written', new.event_id);
-        RETURN NULL;
-    END $$;
-    CREATE TRIGGER tell AFTER INSERT ON conversation_event FOR EACH ROW WHEN (new.event_id LIKE 'watched-%')
-        EXECUTE FUNCTION tell()"""
-EACH = 5
-"""Of so many events one is watched: to notify makes PostgreSQL commit one transaction at a time."""
 DORMANT = """
     INSERT INTO conversation (conversation_id, version, session, status, opened_at, accepted_at, accepted_by,
         last_activity_at, last_agent_message_at, user_messages, agent_messages, idle_at, expires_at, wake_at)
@@ -41,83 +28,11 @@ DORMANT = """
     INSERT INTO conversation_event
     SELECT conversation_id, 'whatsapp:15550001111', 'opening', 1, 1, 'inbound-message', opened_at, opened_at,
         'applied', 'agent', null, 'progress', 'agent', null FROM conversation"""
-SOURCE = "whatsapp:15550001111"
 HOT = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'conversation'"
 """Each connection adds what it has done when it ends, at the latest."""
 WRITERS = 8
 CONTENDED = 10
 MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """From the broker's append to the commit that another client sees, in milliseconds."""
-
-    events: int
-    p50: float
-    p99: float
-    highest: float
-
-
-async def latency(arena: Arena, per_second: int, seconds: float) -> Latency:
-    """Events at an even pace, each on the clock from the broker's append (cut to the millisecond: never too short)."""
-    watch = Watch()
-    async with arena.topic({"message.timestamp.type": "LogAppendTime"}) as kafka, arena.database() as database:
-        await execute(database, NOTIFY)
-        listener = await asyncpg.connect(database)
-        await listener.add_listener("written", watch.hear)
-        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
-        await producer.start()
-        async with replicas(arena, 1, kafka, database):
-            await watch.send(producer, kafka.topics[0], "watched-first")
-            await watch.all_seen()
-            appended = await _send_paced(watch, producer, kafka.topics[0], per_second, seconds)
-            await watch.all_seen()
-        await producer.stop()
-        await listener.close()
-    took = sorted((watch.seen[event_id] - at) * 1000 for event_id, at in list(appended.items())[per_second // EACH :])
-    cut = quantiles(took, n=100)
-    return Latency(len(took), cut[49], cut[98], took[-1])
-
-
-class Watch:
-    """Another client of the database, who hears of the commits that are watched for."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, float] = {}
-        self._outstanding: set[str] = set()
-
-    async def send(self, producer: AIOKafkaProducer, topic: str, event_id: str) -> Any:
-        """The future of its acknowledgement."""
-        if event_id.startswith("watched"):
-            self._outstanding.add(event_id)
-        conversation = f"thread-{hash(event_id) % 2000}"
-        key, value = encoded(Message(conversation, SOURCE, event_id, datetime.now(UTC), Author.USER))
-        return await producer.send(topic, value, key)
-
-    def hear(self, *data: Any) -> None:
-        self.seen[data[-1]] = time.time()
-        self._outstanding.discard(data[-1])
-
-    async def all_seen(self) -> None:
-        async with asyncio.timeout(60):
-            while self._outstanding:  # noqa: ASYNC110 - it is a database that is waited for
-                await asyncio.sleep(0.01)
-
-
-async def _send_paced(
-    watch: Watch, producer: AIOKafkaProducer, topic: str, per_second: int, seconds: float
-) -> dict[str, float]:
-    """Id of a watched event -> when the broker appended it."""
-    sent: dict[str, Any] = {}
-    began = time.monotonic()
-    for number in range(round(per_second * seconds)):
-        await asyncio.sleep(began + number / per_second - time.monotonic())
-        event_id = f"paced-{number}" if number % EACH else f"watched-{number}"
-        sent[event_id] = await watch.send(producer, topic, event_id)
-    await asyncio.gather(*sent.values())
-    watched = {event_id: acknowledged for event_id, acknowledged in sent.items() if event_id.startswith("watched")}
-    return {event_id: acknowledged.result().timestamp / 1000 for event_id, acknowledged in watched.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,4 +161,4 @@ async def memory(arena: Arena, log: Log) -> Memory:
         await connection.close()
     halves = [[mib for at, mib in samples if (at < end / 2) == first] for first in (True, False)]
     highest = max(mib for _, mib in samples)
-    return Memory(log.workload.total, highest, *(max(half, default=highest) for half in halves))
+    return Memory(end, highest, *(max(half, default=highest) for half in halves))

@@ -31,6 +31,11 @@ class Usage:
     def __sub__(self, other: "Usage") -> "Usage":
         return Usage(self.replicas - other.replicas, self.postgres - other.postgres, self.kafka - other.kafka)
 
+    def microseconds(self, events: int) -> tuple[float, float, float, float]:
+        """Of CPU for each of the events: replicas, PostgreSQL, Kafka, and all three."""
+        each = [1e6 * seconds / events for seconds in (self.replicas, self.postgres, self.kafka)]
+        return each[0], each[1], each[2], sum(each)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -49,11 +54,15 @@ class Run:
 
 @asynccontextmanager
 async def replicas(
-    arena: Arena, count: int, kafka: KafkaSettings, database: str, **more: str
+    arena: Arena, count: int, kafka: KafkaSettings, database: str, *module: str, **more: str
 ) -> AsyncIterator[list[Replica]]:
-    """So many of ours for as long as the block lasts; raises if one does not end in good order."""
+    """So many of ours for as long as the block lasts; raises if one does not end in good order.
+
+    `module` with its arguments in place of the shipped one, `more` settings.
+    """
     settings = {**environment(kafka, database), **more}
-    started = [await Replica(settings, arena.logs / f"replica-{number}.log").start() for number in range(count)]
+    logs = [arena.logs / f"replica-{number}.log" for number in range(count)]
+    started = [await Replica(settings, log, *module).start() for log in logs]
     try:
         yield started
     finally:
@@ -86,9 +95,9 @@ async def apply_all(arena: Arena, log: Log, database: str, count: int = 1) -> Ru
     return run
 
 
-async def shared(running: list[Replica]) -> None:
+async def shared(running: list[Replica], partitions: int = PARTITIONS) -> None:
     """Waits until each of the replicas has its share of the partitions."""
-    share = {PARTITIONS / len(running)}
+    share = {partitions / len(running)}
     while {await replica.count("conversation_assigned_partitions") for replica in running} != share:  # noqa: ASYNC110
         await asyncio.sleep(SAMPLE_SECONDS)
 
@@ -98,12 +107,12 @@ async def measured(database: str, running: list[Replica], start: int, end: int) 
     connection = await asyncpg.connect(database)
     try:
         at_start = await passed(connection, start)
-        cpu, wal, transactions = usage(running), await _wal(connection), await _transactions(running)
+        cpu, wal, transactions = usage(running), await _wal(connection), await saves(running)
         began = time.monotonic()
         at_end = await passed(connection, end)
         seconds = time.monotonic() - began
         cpu, wal = usage(running) - cpu, await _wal(connection) - wal
-        return Run(at_end - at_start, seconds, cpu, wal, await _transactions(running) - transactions)
+        return Run(at_end - at_start, seconds, cpu, wal, await saves(running) - transactions)
     finally:
         await connection.close()
 
@@ -123,12 +132,21 @@ def usage(running: list[Replica]) -> Usage:
     return Usage(replicas, _seconds_of("postgres"), _seconds_of("java"))
 
 
+def busy_seconds() -> float:
+    """Of CPU, of all processes of this machine since its start."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+
+
 def resident_bytes(replica: Replica) -> int:
     return int(psutil.Process(replica.process.pid).memory_info().rss)
 
 
 def _seconds_of(name: str) -> float:
-    return sum(_seconds(process) for process in psutil.process_iter(["name"]) if process.info["name"] == name)
+    """Of the servers that this process has started; where there are none, of all so named on this machine."""
+    named = [process for process in psutil.process_iter(["name"]) if process.info["name"] == name]
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
+    return sum(map(_seconds, [process for process in named if process.pid in own] or named))
 
 
 def _seconds(process: psutil.Process) -> float:
@@ -143,6 +161,7 @@ async def _wal(connection: asyncpg.Connection) -> int:
     return int(await connection.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
 
 
-async def _transactions(running: list[Replica]) -> int:
+async def saves(running: list[Replica]) -> int:
+    """Transactions that have written events."""
     counts = [await replica.count("conversation_db_transaction_seconds_count", operation="save") for replica in running]
     return round(sum(counts))

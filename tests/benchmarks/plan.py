@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 
+from tests.benchmarks.latency import Pace
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`events` of each run of ours. `rounds` of the contest and `repeats` of the conditions, whose medians count."""
+    """`events` of each run of ours. `rounds` of the contest and `repeats` of the conditions, whose medians count.
+
+    The fastest of the `paces` comes first, so that Kafka is warm for the others.
+    """
 
     command: str
     parts: tuple[str, ...]
@@ -13,23 +18,27 @@ class Plan:
     events: int
     rounds: int
     repeats: int
+    paces: tuple[Pace, ...]
     latency_seconds: float
     grown: int
     backlog: int
+    sessions: tuple[int, ...]
     pruned: int
     outbox: int
 
 
 FULL = Plan(
     "make bench",
-    ("contest", "latency", "skew", "contention", "memory", "growth", "prune", "outbox"),
+    ("contest", "latency", "skew", "contention", "memory", "wide", "depth", "growth", "prune", "outbox"),
     replicas=(1, 2, 4),
     events=250_000,
     rounds=3,
     repeats=1,
+    paces=tuple(Pace(per_second, partitions) for per_second in (2000, 500, 50) for partitions in (4, 1)),
     latency_seconds=20,
     grown=5_000_000,
     backlog=1_000_000,
+    sessions=(10, 100, 500),
     pruned=1_000_000,
     outbox=1_000_000,
 )
@@ -40,9 +49,11 @@ QUICK = Plan(
     events=150_000,
     rounds=1,
     repeats=1,
+    paces=(Pace(500, 4),),
     latency_seconds=5,
     grown=100_000,
     backlog=100_000,
+    sessions=(10, 100),
     pruned=100_000,
     outbox=100_000,
 )

@@ -1,7 +1,8 @@
 """Where the time of a replica goes: one worker in this process, its log in memory, a real PostgreSQL.
 
-`python -m tests.benchmarks.profile [EVENTS]` prints the events per second without the profiler, the time of each
-statement, the share of each stage in the worker's own time, and the functions that take most.
+`python -m tests.benchmarks.profile [EVENTS]` prints the parts of a lone event's time (see `lone`). Then, for a backlog
+of so many events: the events per second without the profiler, the time of each part, the share of each stage in the
+worker's own time, and the functions that take most. With 0 events only the first.
 """
 
 import asyncio
@@ -10,29 +11,23 @@ import inspect
 import pstats
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable
 from typing import Any
 
-import asyncpg
-from pydantic import SecretStr
 from rich.console import Console
 
-from consumer.commands.replica import collect_garbage_seldom
-from consumer.decoding import decode_all, encoded
-from consumer.observability.health import Health
+from consumer.decoding import decode_all
+from consumer.observability import logs
 from consumer.observability.metrics import Metrics
-from consumer.offsets import Partition
-from consumer.postgres import migrations
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
-from consumer.records import DeadLetter, Record
-from consumer.service.service import ConversationService, decide
-from consumer.settings import DatabaseSettings, WorkerSettings
+from consumer.service.service import decide
+from consumer.settings import LogSettings
 from consumer.worker import PartitionWorker
-from tests.benchmarks.workload import PACE, Workload
-from tests.stack.database import new_database
+from tests.benchmarks.lone import print_parts
+from tests.benchmarks.parts import timed_parts, total_seconds
+from tests.benchmarks.worker_in_memory import log_of, work_off
+from tests.benchmarks.workload import Workload
 from tests.stack.services import services
 
 console = Console(soft_wrap=True, highlight=False)
@@ -48,76 +43,6 @@ STAGES: dict[str, Callable[..., Any]] = {
 """Stage of a batch -> the function that does it. Unnamed: bookkeeping between them, and the event loop."""
 
 
-class LogInMemory:
-    """See `worker.PartitionLog`: given up once all of it is taken."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        self.partition = Partition("profile", "events", 0)
-        self._records = records
-        self._next = 0
-
-    async def cluster_id(self) -> str:
-        return "none"
-
-    async def bounds(self) -> tuple[int, int]:
-        return 0, len(self._records)
-
-    def seek(self, offset: int) -> None:
-        self._next = offset
-
-    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
-        taken = self._records[self._next : self._next + limit]
-        self._next += len(taken)
-        return taken
-
-    def is_revoked(self) -> bool:
-        return self._next >= len(self._records)
-
-    def applied(self, next_offset: int) -> None: ...
-
-    def pause(self) -> None: ...
-
-    async def revoked_within(self, seconds: float) -> bool:
-        await asyncio.sleep(seconds)
-        return False
-
-
-class NoDeadLetters:
-    async def send(self, letters: Sequence[DeadLetter]) -> None:
-        raise AssertionError(f"the workload holds no {letters[0].reason}")
-
-
-def timed(name: str, seconds: dict[str, float]) -> None:
-    """Has `asyncpg.Connection` count the time that its statements take."""
-    original = getattr(asyncpg.Connection, name)
-
-    async def method(self: asyncpg.Connection, what: str, *rest: Any, **options: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return await original(self, what, *rest, **options)
-        finally:
-            seconds[f"{name} {' '.join(what.split())[:70]}"] += time.perf_counter() - began
-
-    setattr(asyncpg.Connection, name, method)
-
-
-def log_of(workload: Workload) -> LogInMemory:
-    events = workload.all(datetime.now(UTC) - workload.total * PACE)
-    return LogInMemory([Record("events", 0, number, 0, *encoded(event)) for number, event in enumerate(events)])
-
-
-async def work_off(server: str, log: LogInMemory) -> None:
-    async with new_database(server, "profile") as database:
-        await asyncio.to_thread(migrations.upgrade, database)
-        metrics = Metrics()
-        async with PostgresStore.open(DatabaseSettings(url=SecretStr(database)), metrics) as store:
-            service = ConversationService(store, metrics=metrics)
-            collect_garbage_seldom()
-            await PartitionWorker(
-                log, service, store, NoDeadLetters(), settings=WorkerSettings(), metrics=metrics, health=Health()
-            ).run()
-
-
 def shares(profiler: cProfile.Profile) -> dict[str, float]:
     """Of the time that the worker runs, whatever it waits for."""
     spent = {getattr(entry.code, "co_qualname", entry.code): entry.totaltime for entry in profiler.getstats()}
@@ -126,19 +51,25 @@ def shares(profiler: cProfile.Profile) -> dict[str, float]:
 
 
 def main(events: int) -> None:
-    workload, profiler = Workload(CONVERSATIONS, events), cProfile.Profile()
-    seconds: dict[str, float] = defaultdict(float)
+    logs.configure(LogSettings())
     with services() as found:
-        asyncio.run(work_off(found.postgres, log_of(workload)))
-        for name in ("execute", "fetch", "copy_records_to_table"):
-            timed(name, seconds)
-        log, began = log_of(workload), time.perf_counter()
-        asyncio.run(work_off(found.postgres, log))
-        rate = workload.total / (time.perf_counter() - began)
-        console.print(f"{rate:,.0f} events/s, one worker, migrations included")
-        for what, spent in sorted(seconds.items(), key=lambda item: -item[1])[:10]:
-            console.print(f"  {spent / workload.total * 1e6:6.2f} µs an event: {what}", markup=False)
-        profiler.runcall(asyncio.run, work_off(found.postgres, log_of(workload)))
+        asyncio.run(print_parts(console, found))
+        if events:
+            profile(found.postgres, Workload(CONVERSATIONS, events))
+
+
+def profile(server: str, workload: Workload) -> None:
+    profiler = cProfile.Profile()
+    asyncio.run(work_off(server, log_of(workload)))
+    log, began = log_of(workload), time.perf_counter()
+    with timed_parts() as parts:
+        asyncio.run(work_off(server, log))
+    rate = workload.total / (time.perf_counter() - began)
+    console.print(f"{rate:,.0f} events/s, one worker, migrations included; {parts.summary}")
+    spent = total_seconds(parts.batches)
+    for part in sorted(spent, key=spent.__getitem__, reverse=True)[:12]:
+        console.print(f"  {1e6 * spent[part] / workload.total:6.2f} µs an event: {part}", markup=False)
+    profiler.runcall(asyncio.run, work_off(server, log_of(workload)))
     for stage, share in shares(profiler).items():
         console.print(f"  {share:4.0%} of the worker's time: {stage}")
     pstats.Stats(profiler).sort_stats("tottime").print_stats(FUNCTIONS)

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.model.documents import DOCS, write_section
@@ -40,7 +41,10 @@ class Goal:
 
 @dataclass(slots=True)
 class Results:
-    """What a run of the benchmark has found. `rates`: events per second by competitor and round."""
+    """What a run of the benchmark has found. `rates`: events per second by competitor and round.
+
+    `left_out`: which parts could not be measured, and why. Such a run is not saved.
+    """
 
     command: str
     machine: str
@@ -48,6 +52,7 @@ class Results:
     rates: dict[str, list[float]] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def rate(self, letter: str) -> float:
         return median(self.rates[letter])
@@ -74,10 +79,16 @@ def _shown(figure: float, unit: str) -> str:
 
 def show(console: Console, results: Results) -> None:
     for title, rows in _tables(results.as_json()).items():
-        table = Table(*rows[0], title=title, title_justify="left")
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
+        if len(rows) > 1:
+            show_table(console, title, rows)
+
+
+def show_table(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
+    """The first of the rows is the heading."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def markdown(data: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from tests.stack.process import DevstackError, free_port, say
 
 KAFKA_IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 POSTGRES_IMAGE = "postgres:18"
+POSTGRES_COMMAND = "postgres -c max_connections=200 -c track_commit_timestamp=on"
 INTERNAL_PORT = 9094
 START_SECONDS = 60.0
 KAFKA_ENVIRONMENT = {
@@ -82,7 +83,7 @@ def start_kafka(stack: ExitStack, network: Network | None = None) -> tuple[str, 
 
 def start_postgres(stack: ExitStack, network: Network | None = None) -> tuple[str, str]:
     """In a network, containers reach it at `postgres:5432`."""
-    container = PostgresContainer(POSTGRES_IMAGE, driver=None).with_command("postgres -c max_connections=200")
+    container = PostgresContainer(POSTGRES_IMAGE, driver=None).with_command(POSTGRES_COMMAND)
     if network:
         container.with_network(network).with_network_aliases("postgres")
     stack.enter_context(_started(container, POSTGRES_IMAGE))

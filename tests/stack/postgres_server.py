@@ -65,6 +65,7 @@ class PostgresServer:
             "shared_buffers": "1GB",
             "max_wal_size": "4GB",
             "log_min_messages": "fatal",
+            "track_commit_timestamp": "on",
         }
 
     def _command(self) -> list[str]:

@@ -1,0 +1,54 @@
+"""Where the time of a lone event goes: a worker that gets one event at a time, or a few; a replica at a steady pace."""
+
+import asyncio
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from tests.benchmarks.arena import Arena, open_arena
+from tests.benchmarks.latency import Latency, NotMeasurableError, Pace, measure_latency
+from tests.benchmarks.parts import Parts, load, parts_table, timed_parts
+from tests.benchmarks.report import show_table
+from tests.benchmarks.worker_in_memory import log_of, work_off
+from tests.benchmarks.workload import Workload
+from tests.stack.services import Services
+
+CONVERSATIONS = 2500
+EVENTS = 3000
+AT_A_TIME = (1, 5)
+PACE = Pace(500, 4)
+SECONDS = 10.0
+LARGEST = 20
+"""Batches of more records are of the opening."""
+
+
+async def print_parts(console: Console, services: Services) -> None:
+    for number in AT_A_TIME:
+        parts = await with_records_at_hand(services.postgres, number)
+        title = f"Records at hand, {number} at a time; {parts.summary}"
+        show_table(console, title, parts_table(parts.batches, LARGEST))
+    async with open_arena(services) as arena:
+        try:
+            parts, latency = await at_a_steady_pace(arena)
+        except NotMeasurableError as error:
+            console.print(f"at a steady pace: {error}")
+        else:
+            title = f"A replica, {latency.summary}; {parts.summary}"
+            show_table(console, title, parts_table(parts.batches, LARGEST))
+
+
+async def with_records_at_hand(server: str, at_a_time: int) -> Parts:
+    """One worker in this process, without Kafka."""
+    workload = Workload(CONVERSATIONS, EVENTS * at_a_time)
+    with timed_parts() as parts:
+        await work_off(server, log_of(workload, at_a_time))
+    return parts
+
+
+async def at_a_steady_pace(arena: Arena) -> tuple[Parts, Latency]:
+    """One replica, a process of its own, on a real Kafka. Raises `NotMeasurableError`."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "parts.json")
+        latency = await measure_latency(arena, PACE, SECONDS, "tests.benchmarks.parts", str(file))
+        return await asyncio.to_thread(load, file), latency

@@ -1,0 +1,65 @@
+"""The pure parts of the benchmarks: what they make of what they have measured."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.benchmarks.latency import Cost, Latency, Pace, cost_table, latencies
+from tests.benchmarks.ours import Usage
+from tests.benchmarks.parts import BatchParts, parts_table, total_seconds
+from tests.benchmarks.sender import Sent
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SENT = Sent(events=1000, seconds=2.0, cpu_seconds=0.1, latest_seconds=0.0)
+
+
+def after(milliseconds: float) -> datetime:
+    return NOON + timedelta(milliseconds=milliseconds)
+
+
+def test_a_latency_runs_from_append_to_commit_and_the_flush_comes_on_top() -> None:
+    appended = {"a": NOON, "b": after(1)}
+    committed = {"a": after(3), "b": after(2), "of the opening": after(0)}
+
+    seconds = latencies(appended, committed, flush_seconds=0.001)
+
+    assert seconds == pytest.approx([0.004, 0.002])
+
+
+def test_an_event_that_was_not_committed_is_no_latency_but_an_error() -> None:
+    with pytest.raises(KeyError, match="lost"):
+        latencies({"lost": NOON}, {}, flush_seconds=0)
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    seconds = [number / 1000 for number in range(1, 1001)]
+
+    latency = Latency(Pace(500, 4), seconds, 0.0, Cost(1000, 500, Usage(1, 1, 1), 0.0, SENT))
+
+    assert latency.percentile(50) == pytest.approx(500, abs=1)
+    assert latency.percentile(99) == pytest.approx(990, abs=1)
+
+
+def test_the_cost_of_the_machine_is_the_sum_without_the_sender() -> None:
+    cost = Cost(1000, 500, Usage(replicas=0.6, postgres=0.3, kafka=0.1), 0.2, SENT)
+
+    _, row = cost_table([Latency(Pace(500, 4, {"LINGER": "20"}), [0.0, 0.0], 0.0, cost)])
+
+    assert row == ["500, LINGER=20", "4", "2.0", "600", "300", "100", "1,000", "100"]
+
+
+def test_the_parts_of_a_batch_are_of_small_batches_alone() -> None:
+    small = [BatchParts(1, {"decode": 0.001, "COMMIT;": 0.002}), BatchParts(1, {"decode": 0.003})]
+
+    heading, decode, commit, total = parts_table([*small, BatchParts(4000, {"decode": 1.0})], at_most=20)
+
+    assert heading[0] == "2 batches of 1.00 events"
+    assert decode == ["decode", "100%", "2.000", "2.000", "2.000"]
+    assert commit == ["COMMIT;", "50%", "2.000", "2.000", "1.000"]
+    assert total == ["all", "100%", "3.000", "3.000", "3.000"]
+
+
+def test_seconds_add_up_by_part() -> None:
+    total = total_seconds([BatchParts(1, {"decode": 1.0}), BatchParts(2, {"decode": 2.0, "decide": 3.0})])
+
+    assert total == {"decode": 3.0, "decide": 3.0}
