@@ -29,6 +29,7 @@ from tests.stack.broker import delete, read_all
 from tests.stack.database import execute
 from tests.stack.kafka_cluster import KafkaCluster
 from tests.stack.postgres_pair import PostgresPair
+from tests.stack.programs import missing
 from tests.traffic import Mix, Traffic
 
 PARTITIONS = 6
@@ -55,7 +56,8 @@ class Services:
 @asynccontextmanager
 async def services() -> AsyncIterator[Services]:
     """Raises `DevstackError` where they cannot be had."""
-    async with KafkaCluster.open() as kafka, PostgresPair.open() as postgres:
+    movable_clock = missing("faketime") is None
+    async with KafkaCluster.open() as kafka, PostgresPair.open(movable_clock=movable_clock) as postgres:
         yield Services(kafka, postgres)
 
 
