@@ -32,7 +32,10 @@ async def test_a_copy_on_a_session_that_the_server_has_just_ended_leaves_an_exce
         await connection.copy_records_to_table("numbers", records=[(2,)])
     connection.terminate()
     del connection
-    gc.collect()
+    async with asyncio.timeout(5):
+        while not reports:
+            await asyncio.sleep(0)
+            gc.collect()
 
     assert [report["message"] for report in reports] == ["Future exception was never retrieved"]
     assert isinstance(reports[0]["exception"], asyncpg.ConnectionDoesNotExistError)
