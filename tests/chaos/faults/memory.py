@@ -44,10 +44,11 @@ async def memory_limit(rig: Rig) -> None:
         await _backlog(rig)
         member.let_up()
         rig.expect(await member.until_ready(READY_SECONDS), "a replica with a backlog is ready")
-        rig.expect(limit.pids() == [member.replica.process.pid], "the replica is under the limit")
+        replica = member.replica
+        rig.expect(limit.pids() == [replica.process.pid], "the replica is under the limit")
         rig.expect(await _catches_up(rig), "a replica alone catches up")
         rig.expect(limit.kills == 0, f"the kernel kills nobody for want of memory, not {limit.kills} processes")
-        rig.expect(limit.pids() == [member.replica.process.pid], "the replica is the same at the end")
+        rig.expect(member.replica is replica, "the same process catches up from beginning to end")
         for other in others:
             other.let_up()
 
