@@ -32,11 +32,20 @@ def duration(text: str) -> timedelta:
     return understood
 
 
-def point_in_time(text: str, now: datetime) -> datetime:
-    """A time, in UTC where it has no offset, or how long before `now`. Raises `ConfigurationError`."""
+def timestamp(text: str) -> datetime:
+    """A time, or a date for its first moment; in UTC where it has no offset. Raises `ConfigurationError`."""
     with suppress(ValueError, OverflowError):
-        at = datetime.fromisoformat(text)
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+        at = datetime.fromisoformat(text.upper())
+        return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
+    raise ConfigurationError(
+        f"{text!r} is no time: write 2026-03-01T12:00:00Z, or 2026-03-01 for its first moment (UTC without an offset)"
+    )
+
+
+def point_in_time(text: str, now: datetime) -> datetime:
+    """A timestamp, or how long before `now`. Raises `ConfigurationError`."""
+    with suppress(ConfigurationError):
+        return timestamp(text)
     with suppress(ConfigurationError, OverflowError):
         return now - duration(text)
     raise ConfigurationError(

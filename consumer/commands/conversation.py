@@ -1,8 +1,6 @@
 """`conversation`: one conversation, as the database has it."""
 
-import re
-from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -12,6 +10,7 @@ from consumer.commands.forget import forget
 from consumer.commands.output import AsJson, moment, print_json, print_line, print_table
 from consumer.commands.query import ask
 from consumer.commands.rebuild import rebuild
+from consumer.durations import timestamp
 from consumer.errors import ConsumerError
 from consumer.history.comparison import Stored
 from consumer.history.explanation import explain
@@ -20,21 +19,8 @@ from consumer.lifecycle.model import Conversation, HistoryRow
 from consumer.postgres.store import PostgresStore
 
 MOST_DECIDED_LATER = 5
-TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?")
 ConversationId = Annotated[str, typer.Argument(help="The conversation id: `subject` of its events.")]
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="One conversation, as the database has it.")
-
-
-def _as_time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    with suppress(ValueError, OverflowError):
-        if TIME.fullmatch(text.upper()):
-            at = datetime.fromisoformat(text.upper())
-            return at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
-    raise typer.BadParameter(
-        f"{text!r} is no time: write 2026-03-01T12:00:00Z, or 2026-03-01 for its first moment (UTC without an offset)"
-    )
 
 
 @app.command()
@@ -47,8 +33,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Its sessions: what each is, since when, and who closed it."""
-    if (time := _as_time(at)) is not None:
-        _show_past(conversation_id, time, as_json=as_json)
+    if at is not None:
+        _show_past(conversation_id, timestamp(at), as_json=as_json)
         return
     sessions, version = ask(lambda store: store.conversation(conversation_id))
     if not sessions:

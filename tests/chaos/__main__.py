@@ -5,13 +5,15 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import typer
 
 from tests.chaos.faults import FAULTS
+from tests.chaos.memory import Memory
 from tests.chaos.mutation import find_all
 from tests.chaos.rig import Plan, Services, services
 from tests.chaos.storm import Outcome, mix, plan_of, run_storm, scenario
@@ -89,6 +91,8 @@ class Entry(TypedDict):
     recovery_seconds: float
     crashes: list[tuple[str, int]]
     broken: dict[str, int]
+    memory: NotRequired[dict[str, Sequence[int]]]
+    """What each replica took at most in the first half, and in the second, in MiB; older ledgers have none."""
 
 
 async def _rounds(found: Services, seed: int, minutes: float, rate: float, ledger: Path | None) -> bool:
@@ -124,6 +128,7 @@ def _entry(outcome: Outcome) -> Entry:
         "struck": dict(outcome.struck),
         "recovery_seconds": round(outcome.recovery.seconds, 1),
         "crashes": outcome.crashes,
+        "memory": asdict(outcome.memory),
         "broken": {verdict.invariant: len(verdict.violations) for verdict in outcome.verdicts if not verdict.holds},
     }
 
@@ -135,6 +140,7 @@ def _print(what: str, outcome: Outcome) -> None:
     sys.stdout.write(
         f"{what}: {outcome.sent:,} events sent, {outcome.written:,} written beside, {faults}; "
         f"recovered in {outcome.recovery.seconds:.1f} s from {outcome.recovery.records:,} behind; "
+        f"memory of a replica {outcome.memory}; "
         f"{len(outcome.verdicts) - len(broken)} of {len(outcome.verdicts)} invariants held, {looked_at:,} facts\n"
     )
     for verdict in broken:
@@ -153,6 +159,9 @@ def _print_total(rounds: list[Entry]) -> None:
     sent = sum(one["sent"] for one in rounds)
     broken = sum(bool(one["broken"]) for one in rounds)
     sys.stdout.write(f"{len(rounds)} rounds, {sent:,} events, {broken} rounds broken\n")
+    memory = [entry["memory"] for entry in rounds if "memory" in entry]
+    first, second = ([mib for each in memory for mib in each[half]] for half in ("first", "second"))
+    sys.stdout.write(f"memory of a replica, at most in first and second halves of rounds: {Memory(first, second)}\n")
     for name, count in struck.most_common():
         sys.stdout.write(f"  {count:5} {name}\n")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Member:
         self._log = log
         self._module = module
         self.replica = Replica(settings, log, *module)
+        self.enter: tuple[str, ...] = ()
+        """What the commands of later processes begin with, such as a memory limit."""
         self.crashes: list[int] = []
         """The exit codes that nobody asked for."""
         self.taken = asyncio.Lock()
@@ -44,7 +47,8 @@ class Member:
         async with self._changing:
             once, self._once = self._once, {}
             module = FAILPOINTS if VARIABLE in once else self._module
-            self.replica = await Replica({**self._settings, **once}, self._log, *module).start()
+            python = (*self.enter, sys.executable)
+            self.replica = await Replica({**self._settings, **once}, self._log, *module, python=python).start()
 
     async def _keep(self) -> None:
         while True:

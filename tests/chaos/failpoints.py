@@ -9,8 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from enum import StrEnum
 
 from consumer import settings
@@ -18,10 +16,7 @@ from consumer.commands.output import print_error
 from consumer.commands.replica import consume
 from consumer.errors import ConsumerError
 from consumer.observability import logs
-from consumer.offsets import Progress
-from consumer.postgres.attempt import PostgresAttempt
-from consumer.postgres.store import PostgresStore
-from consumer.service.ports import NONE, Conversations, EventsById, Locking
+from tests.checker.hooked_store import HookedStore
 
 VARIABLE = "FAILPOINT"
 
@@ -77,18 +72,15 @@ class Failpoint:
 FAILPOINT = Failpoint(os.environ.get(VARIABLE))
 
 
-class FailingStore(PostgresStore):
+class FailingStore(HookedStore):
     """The store, with places to fail at around its commit. Every attempt is a transaction, however few its events."""
 
     few = -1
 
-    @asynccontextmanager
-    async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
-    ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, cached) as attempt:
-            yield attempt
-            FAILPOINT.reach(Place.COMMITTING)
+    def committing(self) -> None:
+        FAILPOINT.reach(Place.COMMITTING)
+
+    def committed(self) -> None:
         FAILPOINT.reach(Place.COMMITTED)
 
 

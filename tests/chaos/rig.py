@@ -29,6 +29,7 @@ from tests.stack.broker import delete, read_all
 from tests.stack.database import execute
 from tests.stack.kafka_cluster import KafkaCluster
 from tests.stack.postgres_pair import PostgresPair
+from tests.stack.programs import missing
 from tests.traffic import Mix, Traffic
 
 PARTITIONS = 6
@@ -38,6 +39,7 @@ CALLERS = 2
 SESSION_SECONDS = 4.0
 COMMITTED = "SELECT pg_logical_emit_message(true, 'chaos', 'lost')"
 """Something that a failover loses, whatever else happens."""
+OFFSETS = "SELECT partition, next_offset FROM kafka_offset"
 DEAD_LETTER_CONFIGS = {"max.message.bytes": str(2 * 2**20)}
 DEAD_LETTER_BROKER = 2
 CANARY = "canary-7f3a9c"
@@ -55,7 +57,8 @@ class Services:
 @asynccontextmanager
 async def services() -> AsyncIterator[Services]:
     """Raises `DevstackError` where they cannot be had."""
-    async with KafkaCluster.open() as kafka, PostgresPair.open() as postgres:
+    movable_clock = missing("faketime") is None
+    async with KafkaCluster.open() as kafka, PostgresPair.open(movable_clock=movable_clock) as postgres:
         yield Services(kafka, postgres)
 
 
@@ -214,6 +217,15 @@ class Rig:
         """Partition -> the offset after its last record."""
         places = [Partition(self.kafka.group_id, self.kafka.topics[0], number) for number in range(PARTITIONS)]
         return {place.number: end for place, (_, end) in (await log_bounds(self.kafka, places)).items()}
+
+    async def offsets(self) -> dict[int, int]:
+        """Partition -> the stored offset."""
+        return dict(await self.fetch(OFFSETS))
+
+    async def is_past(self, ends: Mapping[int, int]) -> bool:
+        """Whether all before these ends is applied."""
+        offsets = await self.offsets()
+        return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         """Asks the primary, past the proxy."""

@@ -7,6 +7,7 @@ from random import Random
 
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.faults.catalogue import Strike, Track
+from tests.chaos.memory import Memory, watched
 from tests.chaos.rig import Plan, Rig, Services, prepared
 from tests.chaos.verdict import Recovery, judge, recovery, rest
 from tests.checker.ledger import Verdict
@@ -29,6 +30,7 @@ class Outcome:
     written: int
     recovery: Recovery
     crashes: list[tuple[str, int]]
+    memory: Memory
 
     @property
     def holds(self) -> bool:
@@ -42,7 +44,7 @@ async def run_storm(found: Services, plan: Plan, strike: Strike) -> Outcome:
             await deployment.start()
         if not await rig.replicas.until_ready(READY_SECONDS):
             raise DevstackError(f"the replicas are not ready after {READY_SECONDS:.0f} s: see {rig.keep_logs()}")
-        async with rig.at_work():
+        async with rig.at_work(), watched(rig.replicas.members) as watch:
             await asyncio.sleep(CALM_SECONDS)
             await strike(rig)
             recovered = await recovery(rig)
@@ -53,8 +55,9 @@ async def run_storm(found: Services, plan: Plan, strike: Strike) -> Outcome:
         verdicts = await judge(rig, recovered, left, codes)
         if not all(verdict.holds for verdict in verdicts):
             say(f"the logs: {rig.keep_logs()}")
+        written = len(rig.written.recent)
         return Outcome(
-            plan.seed, verdicts, rig.struck, rig.sender.sent, len(rig.written.recent), recovered, rig.crashes
+            plan.seed, verdicts, rig.struck, rig.sender.sent, written, recovered, rig.crashes, watch.result()
         )
 
 

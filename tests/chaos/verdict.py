@@ -22,7 +22,6 @@ SILENT = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
         AND (state LIKE 'idle in transaction%' OR state = 'active' AND wait_event IN ('ClientRead', 'ClientWrite'))
         AND state_change < clock_timestamp() - interval '10 s'"""
-OFFSETS = "SELECT partition, next_offset FROM kafka_offset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +37,10 @@ class Recovery:
 async def recovery(rig: Rig) -> Recovery:
     loop = asyncio.get_running_loop()
     began, ends = loop.time(), await rig.log_ends()
-    behind = sum(ends.values()) - sum((await _offsets(rig)).values())
+    behind = sum(ends.values()) - sum((await rig.offsets()).values())
 
     async def recovered() -> bool:
-        return await _is_past(rig, ends) and await rig.replicas.ready()
+        return await rig.is_past(ends) and await rig.replicas.ready()
 
     in_time = await within(REST_SECONDS, recovered)
     return Recovery(loop.time() - began if in_time else float("inf"), behind)
@@ -59,22 +58,13 @@ async def rest(rig: Rig) -> tuple[str, ...]:
 async def _left(rig: Rig) -> tuple[str, ...]:
     due, unpublished, silent = [(await rig.fetch(sql))[0][0] for sql in (DUE, UNPUBLISHED, SILENT)]
     facts = {
-        "records not applied": not await _is_past(rig, await rig.log_ends()),
+        "records not applied": not await rig.is_past(await rig.log_ends()),
         f"timers without effect: {due}": due,
         f"transitions not published: {unpublished}": unpublished,
         f"transactions of silent clients: {silent}": silent,
         "not all are ready": not all([await deployment.ready() for deployment in rig.deployments]),
     }
     return tuple(what for what, is_left in facts.items() if is_left)
-
-
-async def _is_past(rig: Rig, ends: dict[int, int]) -> bool:
-    offsets = await _offsets(rig)
-    return all(offsets.get(partition, 0) >= end for partition, end in ends.items())
-
-
-async def _offsets(rig: Rig) -> dict[int, int]:
-    return dict(await rig.fetch(OFFSETS))
 
 
 async def judge(rig: Rig, recovered: Recovery, left: tuple[str, ...], codes: Sequence[int]) -> list[Verdict]:

@@ -7,8 +7,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from consumer import settings
@@ -24,44 +24,35 @@ from consumer.postgres import few
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
 from consumer.records import DeadLetter
-from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
+from consumer.service.ports import Conversations, Decided, EventsById, Locking, Lost, Snapshot
+from tests.checker.hooked_store import HookedStore
 
 FREEZE_AT_ATTEMPT = 60
 """By then the log is busy, and will be for as long as the freeze lasts."""
 NO_PRIMARY_KEY = "ALTER TABLE conversation_event DROP CONSTRAINT conversation_event_pkey"
 
 
-class WithoutDeduplication(PostgresStore):
+class WithoutDeduplication(HookedStore):
     """Knows no event that was applied before. The primary key must go as well: `NO_PRIMARY_KEY`."""
 
-    @asynccontextmanager
-    async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
-    ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, cached) as attempt:
-            attempt.snapshot = replace(attempt.snapshot, known={})
-            yield attempt
+    def began(self, attempt: PostgresAttempt, events: EventsById) -> None:
+        attempt.snapshot = replace(attempt.snapshot, known={})
 
 
-class WithoutRedeciding(PostgresStore):
+class WithoutRedeciding(HookedStore):
     """Writes what lost its race again, without deciding again."""
 
     few = -1
 
-    @asynccontextmanager
-    async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
-    ) -> AsyncIterator[PostgresAttempt]:
-        async with super().attempt(events, progress, locking, cached) as attempt:
-            save = attempt.save
+    def began(self, attempt: PostgresAttempt, events: EventsById) -> None:
+        save = attempt.save
 
-            async def regardless(decided: Decided) -> Lost:
-                lost = await save(decided)
-                fresh = await statements.load(attempt.connection, {key: events[key] for key in lost}, {})
-                return await save(resumed(decided, lost, fresh)) if lost else lost
+        async def regardless(decided: Decided) -> Lost:
+            lost = await save(decided)
+            fresh = await statements.load(attempt.connection, {key: events[key] for key in lost}, {})
+            return await save(resumed(decided, lost, fresh)) if lost else lost
 
-            attempt.save = regardless  # type: ignore[method-assign]
-            yield attempt
+        attempt.save = regardless  # type: ignore[method-assign]
 
 
 def resumed(decided: Decided, lost: Lost, fresh: Snapshot) -> Decided:
@@ -70,7 +61,7 @@ def resumed(decided: Decided, lost: Lost, fresh: Snapshot) -> Decided:
     return Decided(fresh.now, [_moved(change, fresh.conversations[change.after.id].version) for change in losers])
 
 
-class FrozenBeforeWriting(PostgresStore):
+class FrozenBeforeWriting(HookedStore):
     """Stops its process once, within a transaction; somebody has to wake it up.
 
     By then the transaction has been ended, and its events are applied by somebody else. Trying again it finds nothing
@@ -79,17 +70,14 @@ class FrozenBeforeWriting(PostgresStore):
 
     attempts = 0
 
-    @asynccontextmanager
-    async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
-    ) -> AsyncIterator[PostgresAttempt]:
+    async def before(
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations
+    ) -> None:
         FrozenBeforeWriting.attempts += bool(events)
         if FrozenBeforeWriting.attempts == FREEZE_AT_ATTEMPT:
             with suppress(UnavailableError):
-                async with super().attempt(events, progress, locking, cached):
+                async with PostgresStore.attempt(self, events, progress, locking, cached):
                     os.kill(os.getpid(), signal.SIGSTOP)
-        async with super().attempt(events, progress, locking, cached) as attempt:
-            yield attempt
 
 
 def _moved(change: Change, version: int) -> Change:

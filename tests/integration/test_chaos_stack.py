@@ -258,9 +258,9 @@ class TestPostgresPair:
         async with PostgresPair.open(movable_clock=True) as pair:
             await is_ahead_by(pair, 0)
 
-            pair.set_clock(3600)
+            await pair.set_clock(3600)
             await is_ahead_by(pair, 3600)
-            pair.set_clock(-3600)
+            await pair.set_clock(-3600)
             await is_ahead_by(pair, -3600)
 
             await pair.restart(signal.SIGKILL)

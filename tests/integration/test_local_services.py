@@ -26,6 +26,15 @@ print(server.pid, server.directory, flush=True)
 time.sleep(60)
 """
 
+START_A_REPLICA = """
+import asyncio, sys, time
+from pathlib import Path
+from tests.stack.replica import Replica
+replica = Replica({}, Path(sys.argv[1]), "http.server", "--bind", "127.0.0.1", "0")
+print(asyncio.run(replica.start()).process.pid, flush=True)
+time.sleep(60)
+"""
+
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 20
@@ -51,6 +60,17 @@ def test_a_server_and_its_data_go_even_when_its_parent_is_killed() -> None:
 
     eventually(lambda: not alive(int(pid)), "the server is gone")
     eventually(lambda: not Path(directory).exists(), "its data are gone")
+
+
+def test_a_replica_goes_when_its_parent_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", START_A_REPLICA, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.send_signal(signal.SIGKILL)
+
+    eventually(lambda: not alive(pid), "the replica is gone")
 
 
 def test_a_restart_keeps_the_data() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from tests.stack.postgres_server import USER
 from tests.stack.process import DevstackError
 from tests.stack.proxy import Proxy
-from tests.stack.replicated_server import ReplicatedServer
+from tests.stack.replicated_server import CLOCK_CACHE_SECONDS, ReplicatedServer
 from tests.stack.small_disk import SmallDisk
 
 DISK_BYTES = 2 << 30
@@ -128,9 +128,17 @@ class PostgresPair:
         await self.primary.ask("ALTER SYSTEM RESET commit_delay")
         await self.primary.ask("SELECT pg_reload_conf()")
 
-    def set_clock(self, offset_seconds: int) -> None:
-        """From within a second on the primary's clock is so much ahead of ours, or behind. A failover ends that."""
-        self.primary.set_clock(offset_seconds)
+    async def set_clock(self, offset_seconds: int) -> None:
+        """The primary's clock is so much ahead of ours, or behind. A failover ends that.
+
+        Its processes look at the clock's file once a second. They are frozen meanwhile, so that all see the jump.
+        """
+        self.freeze()
+        try:
+            self.primary.set_clock(offset_seconds)
+            await asyncio.sleep(CLOCK_CACHE_SECONDS + 0.1)
+        finally:
+            self.thaw()
 
     def fill_disk(self) -> None:
         """The primary cannot write one more page. Raises `DevstackError` where it has no disk of its own."""

@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from consumer.observability.metrics import Sample, parsed, total
+from tests.stack import die_with_parent
 from tests.stack.process import free_port
 
 
 class Replica:
-    """`conversation-consumer run`, or another module that serves, under the given settings, its log in a file."""
+    """`conversation-consumer run`, or another module that serves, under the given settings, its log in a file.
+
+    It is killed when we end, whatever ends us: start it in the main thread.
+    """
 
     def __init__(
         self, settings: Mapping[str, str], log: Path, *module: str, python: Sequence[str] = (sys.executable,)
@@ -32,9 +36,10 @@ class Replica:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> "Replica":
+        bound = (sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()))
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=self._environment, stdout=log, stderr=log
+                *bound, *self._command, env=self._environment, stdout=log, stderr=log
             )
         return self
 

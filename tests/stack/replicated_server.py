@@ -10,6 +10,8 @@ from tests.stack.postgres_server import USER, PostgresServer
 from tests.stack.programs import faketime_library
 from tests.stack.small_disk import SmallDisk
 
+CLOCK_CACHE_SECONDS = 1
+
 
 class ReplicatedServer(PostgresServer):
     """A primary, or the standby of the one behind `source`, on a disk of its own where one can be had.
@@ -84,7 +86,7 @@ class ReplicatedServer(PostgresServer):
         settings = {
             "LD_PRELOAD": self._clock_library,
             "FAKETIME_TIMESTAMP_FILE": self._clock,
-            "FAKETIME_CACHE_DURATION": 1,
+            "FAKETIME_CACHE_DURATION": CLOCK_CACHE_SECONDS,
             # Timeouts go on in real time, as they do where a clock is set.
             "FAKETIME_DONT_FAKE_MONOTONIC": 1,
             "FAKETIME_DISABLE_SHM": 1,

@@ -72,6 +72,19 @@ class Group:
         await self.running
 
 
+def slow(seconds: float) -> Worker:
+    """A worker that takes one record, and so long to apply it once its partition is given up."""
+
+    async def work(group: "Group", partition: AssignedPartition) -> None:
+        partition.seek(0)
+        (record,) = await partition.take(1, LONG)
+        await partition.revoked_within(LONG)
+        await asyncio.sleep(seconds)
+        partition.applied(record.offset + 1)
+
+    return work
+
+
 async def apply_all(group: Group, partition: AssignedPartition) -> None:
     """A worker without a database: goes on at the first offset."""
     tp = TopicPartition(partition.partition.topic, partition.partition.number)

@@ -1,6 +1,6 @@
 """Settings: what is wrong is named, what is secret stays so."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from consumer.commands.config import in_force
-from consumer.durations import duration, format_duration
+from consumer.durations import duration, format_duration, point_in_time, timestamp
 from consumer.errors import ConfigurationError
 from consumer.settings import SECRETS as ENDINGS_OF_SECRETS
 from consumer.settings import load, variables
@@ -94,6 +94,24 @@ def test_days_are_shown_from_three_on(hours: float, shown: str) -> None:
 def test_what_is_no_duration_is_named(value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"'{value}' is no duration: write it as 30d"):
         duration(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-03-01T12:00:00Z", "2026-03-01t12:00:00z", "2026-03-01 12:00", "2026-03-01T14:00:00.000+02:00"],
+)
+def test_a_time_is_utc_unless_it_says_otherwise(text: str) -> None:
+    at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    assert (timestamp(text), point_in_time(text, at + timedelta(days=1))) == (at, at)
+
+
+def test_a_point_in_time_may_be_how_long_ago_and_a_timestamp_may_not() -> None:
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+
+    assert point_in_time("2h", now) == now - timedelta(hours=2)
+    with pytest.raises(ConfigurationError, match="'2h' is no time"):
+        timestamp("2h")
 
 
 def test_topics_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:

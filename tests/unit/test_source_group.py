@@ -16,20 +16,13 @@ from consumer.kafka.client import STOP_SECONDS
 from consumer.kafka.partition import STALL_SECONDS, AssignedPartition
 from consumer.kafka.source import LAG_SECONDS, POLL_SECONDS
 from tests.memory_kafka.consumer import MemoryConsumer
-from tests.unit.source_in_memory import KAFKA, LONG, PLACES, WORKER, Group, apply_all, grouped, now
+from tests.unit.source_in_memory import KAFKA, LONG, PLACES, WORKER, Group, apply_all, grouped, now, slow
 
 pytestmark = pytest.mark.virtual_time
 
 
 async def test_a_revocation_waits_for_the_workers_and_commits_what_they_have_applied() -> None:
-    async def finish_slowly(group: Group, partition: AssignedPartition) -> None:
-        partition.seek(0)
-        (record,) = await partition.take(1, LONG)
-        await partition.revoked_within(LONG)
-        await asyncio.sleep(20)
-        partition.applied(record.offset + 1)
-
-    async with grouped(PLACES[0], worker=finish_slowly) as group:
+    async with grouped(PLACES[0], worker=slow(20)) as group:
         group.publish(PLACES[0], b"a", b"b")
         await asyncio.sleep(1)
         started = now()
@@ -153,14 +146,7 @@ async def test_an_error_of_the_group_comes_to_light_although_nothing_is_fetched(
 
 
 async def test_stop_finishes_what_is_in_hand_commits_it_and_leaves() -> None:
-    async def finish(group: Group, partition: AssignedPartition) -> None:
-        partition.seek(0)
-        (record,) = await partition.take(1, LONG)
-        await partition.revoked_within(LONG)
-        await asyncio.sleep(10)
-        partition.applied(record.offset + 1)
-
-    async with grouped(PLACES[0], worker=finish) as group:
+    async with grouped(PLACES[0], worker=slow(10)) as group:
         group.publish(PLACES[0], b"a", b"b")
         await asyncio.sleep(1)
 

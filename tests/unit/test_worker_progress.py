@@ -9,7 +9,7 @@ from consumer.worker import IDLE_SECONDS, RECHECK_SECONDS, SLOW_SECONDS
 from schemas import Reason
 from tests.builders import message
 from tests.fakes import MemoryStore
-from tests.unit.worker_on_fakes import NOW, PLACE, SETTINGS, FakeLog, Letters, Troubled, encoded, worker
+from tests.unit.worker_on_fakes import NOW, PLACE, SETTINGS, FakeLog, Letters, Troubled, encoded, fails, worker
 
 pytestmark = pytest.mark.virtual_time
 
@@ -27,15 +27,7 @@ async def test_a_worker_seeks_once_and_goes_on_from_batch_to_batch_within_its_li
 
 
 async def test_a_batch_of_one_is_the_smallest() -> None:
-    failures = 5
-
-    def trouble(_: Decided) -> None:
-        nonlocal failures
-        failures -= 1
-        if failures >= 0:
-            raise TooSlowError("timeout")
-
-    log, store = FakeLog(encoded(*(message(at=NOW) for _ in range(4)))), Troubled(trouble)
+    log, store = FakeLog(encoded(*(message(at=NOW) for _ in range(4)))), Troubled(fails(5, TooSlowError("timeout")))
 
     async with worker(log, store, Letters()):
         await log.revoked.wait()
@@ -101,15 +93,7 @@ async def test_a_first_owner_goes_on_where_another_one_has_begun() -> None:
 
 
 async def test_an_outage_pauses_the_partition_and_makes_the_replica_not_ready_until_it_is_over() -> None:
-    failures = 3
-
-    def trouble(_: Decided) -> None:
-        nonlocal failures
-        failures -= 1
-        if failures >= 0:
-            raise UnavailableError("the database is down")
-
-    log, store = FakeLog(encoded(message(at=NOW))), Troubled(trouble)
+    log, store = FakeLog(encoded(message(at=NOW))), Troubled(fails(3, UnavailableError("the database is down")))
     during: list[dict[str, str]] = []
     after: list[dict[str, str]] = []
     async with worker(log, store, Letters()) as (health, _):
@@ -179,15 +163,7 @@ async def test_a_replica_is_ready_as_soon_as_a_record_comes_that_could_not_be_re
 
 
 async def test_a_replica_is_ready_as_soon_as_the_database_is_quick_enough() -> None:
-    failures = 1
-
-    def trouble(_: Decided) -> None:
-        nonlocal failures
-        failures -= 1
-        if failures >= 0:
-            raise TooSlowError("timeout")
-
-    log, store = FakeLog(encoded(message(at=NOW))), Troubled(trouble)
+    log, store = FakeLog(encoded(message(at=NOW))), Troubled(fails(1, TooSlowError("timeout")))
     outages: list[dict[str, str]] = []
 
     async with worker(log, store, Letters()) as (health, _):

@@ -103,6 +103,19 @@ class Troubled(MemoryStore):
         return await super().save(decided, *rest)
 
 
+def fails(times: int, error: Exception) -> Callable[[Decided], None]:
+    """Trouble that is over after so many saves."""
+    left = times
+
+    def trouble(_: Decided) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise error
+
+    return trouble
+
+
 def encoded(*events: Event) -> list[bytes]:
     return [json.dumps(as_record(event)).encode() for event in events]
 

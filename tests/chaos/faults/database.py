@@ -2,18 +2,35 @@
 
 import asyncio
 import signal
+import time
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.rig import CALLERS, SESSION_SECONDS, Rig
 from tests.chaos.sender import Caller
+from tests.chaos.waiting import within
 from tests.demo.writers import lock_holder
+from tests.stack.programs import missing
 from tests.stack.small_disk import SmallDisk
+from tests.traffic import SHORT_POLICY
 
 TERMINATE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1"""
+HOUR = 3600
+CLOCK_SECONDS = 60.0
+"""How long it may take until another clock shows, in decisions and in the state of replicas."""
+CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
+DECIDED = "SELECT count(*) FROM conversation_event WHERE recorded_at BETWEEN $1 AND $2"
+PASSED_EARLY = """
+    SELECT count(*) FROM conversation_event
+    WHERE source = 'consumer' AND type = 'tick' AND recorded_at > occurred_at + interval '30 min'"""
+AHEAD = """
+    SELECT count(*) FROM conversation_event
+    WHERE occurred_at > recorded_at + $1 AND (source <> 'consumer' OR type = 'tick')"""
+"""What took effect before its time. The opening of a split is dated as its message, which may be of another clock."""
 STORM_WRITERS = 8
 STORM_ROWS = 10
 STORM_SECONDS = 6.0
@@ -89,6 +106,44 @@ async def slow_fsync(rig: Rig) -> None:
     await rig.postgres.slow_fsync(0.1)
     await asyncio.sleep(SESSION_SECONDS)
     await rig.postgres.heal_fsync()
+
+
+@fault(
+    17,
+    "PostgreSQL's clock is an hour ahead, then an hour behind, then right",
+    Track.DATABASE,
+    weight=0,
+    needs=lambda: missing("faketime"),
+)
+async def database_clock(rig: Rig) -> None:
+    """Deadlines pass when the database's clock says so, and nothing takes effect before."""
+    try:
+        await _jump(rig, HOUR)
+        rig.expect(await within(CLOCK_SECONDS, lambda: _any(rig, PASSED_EARLY)), "deadlines pass an hour early")
+        await _jump(rig, -HOUR)
+        await asyncio.sleep(SESSION_SECONDS)
+    finally:
+        await _jump(rig, 0)
+    rig.expect(not await _any(rig, AHEAD, SHORT_POLICY.clock_tolerance), "nothing takes effect before its time")
+
+
+async def _jump(rig: Rig, seconds: int) -> None:
+    """Sets the clock, and waits until events are decided by it and all replicas are ready."""
+
+    async def decides() -> bool:
+        return await _any(rig, DECIDED, since, since + timedelta(seconds=HOUR / 2))
+
+    await rig.postgres.set_clock(seconds)
+    since = datetime.now(UTC) + timedelta(seconds=seconds)
+    wrong_by = (await rig.fetch(CLOCK))[0][0] - time.time()
+    rig.expect(abs(wrong_by - seconds) < HOUR / 2, f"the clock of PostgreSQL is wrong by {seconds} s")
+    rig.expect(await within(CLOCK_SECONDS, decides), f"events are decided by a clock that is wrong by {seconds} s")
+    ready = await rig.replicas.until_ready(CLOCK_SECONDS)
+    rig.expect(ready or rig.strikes > 1, f"all replicas are ready under a clock that is wrong by {seconds} s")
+
+
+async def _any(rig: Rig, count: str, *arguments: object) -> bool:
+    return bool((await rig.fetch(count, *arguments))[0][0])
 
 
 @fault(9, "PostgreSQL is frozen", Track.DATABASE)
