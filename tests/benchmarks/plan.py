@@ -18,11 +18,13 @@ class Plan:
     backlog: int
     pruned: int
     outbox: int
+    due: int
+    idle_seconds: float
 
 
 FULL = Plan(
     "make bench",
-    ("contest", "latency", "skew", "contention", "memory", "growth", "prune", "outbox"),
+    ("contest", "latency", "skew", "contention", "memory", "growth", "prune", "outbox", "ticker"),
     replicas=(1, 2, 4),
     events=250_000,
     rounds=3,
@@ -32,6 +34,8 @@ FULL = Plan(
     backlog=1_000_000,
     pruned=1_000_000,
     outbox=1_000_000,
+    due=1_000_000,
+    idle_seconds=60,
 )
 QUICK = Plan(
     "make bench-quick",
@@ -45,4 +49,6 @@ QUICK = Plan(
     backlog=100_000,
     pruned=100_000,
     outbox=100_000,
+    due=100_000,
+    idle_seconds=20,
 )
