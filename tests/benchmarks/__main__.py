@@ -194,8 +194,8 @@ async def ticker(arena: Arena, plan: Plan, results: Results) -> None:
     few, many = [await tickers.idle(arena, count, plan.idle_seconds) for count in (FEW, plan.grown)]
     cpu = (f"{1e6 * one / due.ticks:.1f}" for one in (due.cpu.replicas, due.cpu.postgres, due.cpu.kafka))
     results.tables["Ticker"] = table(
-        ("due at once", "ticks/s", "CPU µs a tick: ticker", "PostgreSQL", "Kafka", "highest MiB"),
-        (f"{plan.due:,}", f"{due.rate:,.0f}", *cpu, f"{due.highest_bytes / conditions.MIB:.1f}"),
+        ("due at once", "ticks/s", "failed", "CPU µs a tick: ticker", "PostgreSQL", "Kafka", "highest MiB"),
+        (f"{plan.due:,}", f"{due.rate:,.0f}", f"{due.failed:,}", *cpu, f"{due.highest_bytes / conditions.MIB:.1f}"),
     )
     results.tables["Ticker with nothing due"] = table(
         ("conversations, due within 15 minutes", "CPU, ticker", "CPU, PostgreSQL"),
