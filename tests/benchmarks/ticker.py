@@ -69,8 +69,8 @@ async def ticker(arena: Arena, kafka: KafkaSettings, database: str) -> AsyncIter
         yield started
     finally:
         code = await started.stop()
-    if code:
-        raise RuntimeError(f"the ticker ended with {code}:\n{started.log.read_text()[-2000:]}")
+        if code:
+            raise RuntimeError(f"the ticker ended with {code}:\n{started.log.read_text()[-2000:]}")
 
 
 async def due(arena: Arena, conversations: int) -> Due:
@@ -93,12 +93,13 @@ async def due(arena: Arena, conversations: int) -> Due:
 
 async def _ticks(running: Replica, least: int = 0) -> tuple[int, int]:
     """Waits until so many ticks are emitted, or have failed; both numbers."""
-    while True:
+    while running.process.returncode is None:
         samples = await running.metrics()
         emitted, failed = (round(total(samples, TICKS, result=result)) for result in ("emitted", "failed"))
         if emitted + failed >= least:
             return emitted, failed
         await asyncio.sleep(POLL_SECONDS)
+    raise RuntimeError("the ticker ended early")
 
 
 @dataclass(frozen=True, slots=True)
