@@ -17,8 +17,9 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import structlog
+from msgspec import json
 
-from consumer.decoding import encoded
+from consumer.decoding import as_record
 from consumer.errors import UnavailableError
 from consumer.lifecycle.model import Tick
 from consumer.observability.counting import count_seldom
@@ -81,7 +82,10 @@ class TickTopic(Protocol):
 class Lane:
     """The ticks on their way to a partition: one batch is published after the other."""
 
-    def __init__(self, publish: Callable[[Sequence[DueTimer]], Awaitable[None]], patience_seconds: float) -> None:
+    def __init__(
+        self, partition: int, publish: Callable[[Sequence[DueTimer]], Awaitable[None]], patience_seconds: float
+    ) -> None:
+        self.partition = partition
         self.unacknowledged = 0
         self.publishing: set[asyncio.Task[None]] = set()
         self._publish = publish
@@ -123,6 +127,8 @@ class Lane:
                 self.publishing, timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             self._is_stuck = not ended
+            if self._is_stuck:
+                log.warning("too many ticks are unacknowledged; further ones are given up", partition=self.partition)
         return not self._is_stuck
 
 
@@ -183,7 +189,7 @@ class Ticker:
 
     async def _open_lanes(self) -> None:
         for number in range(len(self._lanes), await self._topic.partitions()):
-            self._lanes.append(Lane(partial(self._publish, number), self._settings.interval_seconds))
+            self._lanes.append(Lane(number, partial(self._publish, number), self._settings.interval_seconds))
 
     @property
     def _share(self) -> int:
@@ -226,24 +232,19 @@ class Ticker:
             key = timer.conversation_id.encode()
             by_partition[self._topic.partition_of(key, len(self._lanes))].append(timer)
         share = self._share
-        await asyncio.gather(*(self._put(number, timers, share) for number, timers in by_partition.items()))
-
-    async def _put(self, partition: int, timers: Sequence[DueTimer], limit: int) -> None:
-        if given_up := await self._lanes[partition].put(timers, limit):
-            self._failed(partition, given_up, "too many are unacknowledged")
+        putting = (self._lanes[number].put(timers, share) for number, timers in by_partition.items())
+        for given_up in await asyncio.gather(*putting):
+            self._metrics.ticks.labels("failed").inc(len(given_up))
 
     async def _publish(self, partition: int, timers: Sequence[DueTimer]) -> None:
         try:
-            await self._topic.publish(partition, [encoded(tick_of(timer)) for timer in timers])
+            await self._topic.publish(partition, [encoded(timer) for timer in timers])
         except UnavailableError as error:
-            self._failed(partition, timers, str(error))
+            self._metrics.ticks.labels("failed").inc(len(timers))
+            log.warning("ticks not published; their timers come again", partition=partition, error=str(error))
         else:
             self._metrics.ticks.labels("emitted").inc(len(timers))
             self._metrics.tick_delay.observe_all([(timer.now - timer.deadline).total_seconds() for timer in timers])
-
-    def _failed(self, partition: int, timers: Sequence[DueTimer], error: str) -> None:
-        self._metrics.ticks.labels("failed").inc(len(timers))
-        log.warning("ticks not published; their timers come again", partition=partition, ticks=len(timers), error=error)
 
     async def _wait(self, seconds: float) -> None:
         try:
@@ -252,6 +253,8 @@ class Ticker:
             return
 
 
-def tick_of(timer: DueTimer) -> Tick:
+def encoded(timer: DueTimer) -> tuple[bytes, bytes]:
+    """The Kafka record of its tick, (key, value): as `decoding.encoded` makes it, in half the time."""
     event_id = f"{timer.conversation_id}@{timer.now.isoformat()}"[-200:]
-    return Tick(conversation_id=timer.conversation_id, source=SOURCE, event_id=event_id, at=timer.now)
+    tick = Tick(conversation_id=timer.conversation_id, source=SOURCE, event_id=event_id, at=timer.now)
+    return timer.conversation_id.encode(), json.encode(as_record(tick))

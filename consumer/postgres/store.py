@@ -109,7 +109,7 @@ class PostgresStore:
             yield PostgresAttempt(connection, await load(connection, events, cached), progress, locking)
 
     async def take_due_timers(self, limit: int, since: datetime | None = None) -> list[DueTimer]:
-        """See `ticker.Timers`. A timer whose row somebody else locks is left for the next call."""
+        """See `ticker.Timers`. A timer whose row somebody else locks is left for a later call."""
         with contention_is_outage(_TIMERS):
             async with self._transaction("timers", None) as connection:
                 return [DueTimer(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit, since)]

@@ -35,7 +35,7 @@ FULL = Plan(
     pruned=1_000_000,
     outbox=1_000_000,
     due=1_000_000,
-    idle_seconds=60,
+    idle_seconds=40,
 )
 QUICK = Plan(
     "make bench-quick",

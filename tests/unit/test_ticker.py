@@ -7,12 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from consumer.decoding import decode_all
 from consumer.kafka.placement import home_of
+from consumer.lifecycle.model import Tick
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
+from consumer.records import Record
 from consumer.service.service import ConversationService
 from consumer.settings import TickerSettings
-from consumer.ticker import Ticker
+from consumer.ticker import DueTimer, Ticker, encoded
 from tests.builders import HOUR, message
 from tests.fakes import MemoryStore, MemoryTickTopic
 from tests.memory_database import MemoryDatabase
@@ -80,6 +83,17 @@ async def test_the_ticks_of_a_round_are_a_batch_for_each_partition() -> None:
 
     assert sorted(subject.topic.batches) == sorted(homes(90).values())
     assert subject.ticks("emitted") == counted(subject.metrics, "conversation_tick_delay_seconds_count") == 90
+
+
+@pytest.mark.parametrize("conversation_id", ["c-1", 'a "quoted" \\ one', "länger €", "x" * 200])
+def test_a_tick_is_decoded_as_the_event_that_it_was(conversation_id: str) -> None:
+    now = datetime.now(UTC)
+
+    record = encoded(DueTimer(conversation_id, now, now - HOUR, now))
+
+    (_, event), *others = decode_all([Record("events", 0, 0, 0, *record, ())], 4096)[0]
+    assert event == Tick(conversation_id, "ticker", f"{conversation_id}@{now.isoformat()}"[-200:], now)
+    assert not others
 
 
 async def test_a_partition_that_refuses_fails_its_own_ticks_which_come_again() -> None:
