@@ -100,8 +100,9 @@ class BulkProducer:
 class TickProducer:
     """See `ticker.TickTopic`.
 
-    It is not idempotent: an idempotent producer keeps for as long as it takes what a partition does not acknowledge.
-    Here that fails after the time that a request may take, and is forgotten. A tick may be published twice.
+    It is not idempotent. An idempotent client keeps what a partition does not acknowledge for as long as that takes.
+    Once it gives a batch up, the brokers refuse all that it sends. Here a batch fails after the time that a request
+    may take, and is forgotten. A tick that is published twice has no further effect.
     """
 
     def __init__(self, producer: AIOKafkaProducer, topic: str) -> None:
