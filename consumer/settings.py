@@ -179,7 +179,9 @@ class WorkerSettings(_Group):
 class TickerSettings(_Group):
     batch: int = Field(1000, ge=1, description="Most due timers taken at once.")
     interval_seconds: Seconds = Field(0.5, description="How often the ticker looks for due timers when there are few.")
-    max_unacknowledged: int = Field(5000, ge=1, description="Ticks in flight before the ticker slows down.")
+    max_unacknowledged: int = Field(
+        5000, ge=1, description="Ticks in flight, at most; an equal share for each partition, at least one."
+    )
     drain_seconds: Seconds = Field(10.0, description="How long SIGTERM waits for ticks in flight.")
 
 

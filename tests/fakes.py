@@ -1,10 +1,12 @@
 """Stands-in that pass the suites of the real parts."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 
 from consumer.errors import ContentionError, TooSlowError, UnavailableError
+from consumer.kafka.placement import home_of
 from consumer.lifecycle.model import Conversation, HistoryRow, Session, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
@@ -29,6 +31,44 @@ def contention_is_outage() -> Iterator[None]:
         yield
     except ContentionError as error:
         raise UnavailableError("another transaction holds it") from error
+
+
+class MemoryTickTopic:
+    """`ticker.TickTopic` in memory. A partition may be `away`, so that it acknowledges nothing, or `refuse`."""
+
+    def __init__(self, partitions: int = 4, patience_seconds: float = 15.0) -> None:
+        self.published: list[tuple[bytes, bytes]] = []
+        self.batches: list[int] = []
+        self.refuse: set[int] = set()
+        self._patience_seconds = patience_seconds
+        self._leaders = {number: asyncio.Event() for number in range(partitions)}
+        for number in self._leaders:
+            self.come_back(number)
+
+    def go_away(self, *partitions: int) -> None:
+        for number in partitions:
+            self._leaders[number].clear()
+
+    def come_back(self, *partitions: int) -> None:
+        for number in partitions:
+            self._leaders[number].set()
+
+    async def partitions(self) -> int:
+        return len(self._leaders)
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return home_of(key, partitions)
+
+    async def publish(self, partition: int, ticks: Sequence[tuple[bytes, bytes]]) -> None:
+        if partition in self.refuse:
+            raise UnavailableError("the broker refuses")
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                await self._leaders[partition].wait()
+        except TimeoutError as error:
+            raise UnavailableError("no answer in time") from error
+        self.published += ticks
+        self.batches.append(len(ticks))
 
 
 class MemoryStore:
@@ -160,21 +200,23 @@ class MemoryStore:
             return None
         return LockHolder(id(holder), "memory", "somebody", self.database.clock(), "active")
 
-    async def take_due_timers(self, limit: int) -> Sequence[DueTimer]:
+    async def take_due_timers(self, limit: int, since: datetime | None = None) -> Sequence[DueTimer]:
         with contention_is_outage():
             async with self.transaction() as transaction:
                 await transaction.statement("due timers")
                 now = self.database.clock()
-                due = [key for at, key in sorted((at, key) for key, at in self.database.wake_at.items()) if at <= now]
+                timers = sorted((at, key) for key, at in self.database.wake_at.items())
+                due = [key for at, key in timers if at <= now and (since is None or at >= since)]
                 free = [key for key in due if await transaction.lock(key, wait=False)][:limit]
                 return [self._push_back(transaction, key, now) for key in free]
 
     def _push_back(self, transaction: Transaction, key: str, now: datetime) -> DueTimer:
         deadline = self.conversations[key].sessions[-1].deadline
         assert deadline is not None
+        was_due = self.database.wake_at[key]
         pause = min(max(now - deadline, timedelta(seconds=60)), timedelta(minutes=15))
         transaction.stage(lambda: self.database.wake_at.update({key: deadline if deadline >= now else now + pause}))
-        return DueTimer(key, deadline, now)
+        return DueTimer(key, was_due, deadline, now)
 
     async def overdue(self) -> int:
         with contention_is_outage():

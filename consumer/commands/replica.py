@@ -14,7 +14,7 @@ import structlog
 
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka.admin import check_topics, transition_limit
-from consumer.kafka.bulk import BulkProducer
+from consumer.kafka.bulk import BulkProducer, TickProducer
 from consumer.kafka.partition import AssignedPartition
 from consumer.kafka.producer import KafkaProducer
 from consumer.kafka.source import KafkaSource
@@ -87,13 +87,12 @@ async def tick(settings: Settings) -> None:
     metrics.build_info.labels(version("conversation-consumer")).set(1)
     topic = settings.kafka.topics[0]
     await check_topics(settings.kafka)
-    async with PostgresStore.open(settings.database, metrics) as store, KafkaProducer.open(settings.kafka) as producer:
+    async with (
+        PostgresStore.open(settings.database, metrics) as store,
+        TickProducer.open(settings.kafka, topic) as producer,
+    ):
         await check_schema(store)
-
-        async def emit(key: bytes, value: bytes) -> None:
-            await producer.publish(topic, [(key, value)])
-
-        ticking = Ticker(store, emit, settings.ticker, metrics, health)
+        ticking = Ticker(store, producer, settings.ticker, metrics, health)
         metrics.ready.set_function(lambda: not health.not_ready())
         async with (
             serve(settings.http, metrics, health, store.answers) as ports,

@@ -1,4 +1,4 @@
-"""Publishes many records of one topic at once: a batch for each partition instead of a call for each record."""
+"""Publishes many records of one topic at once: batches for each partition instead of a call for each record."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,8 @@ from consumer.settings import KafkaSettings
 
 MAX_BATCH_BYTES = 512 * 1024
 OVERHEAD_BYTES = 1024
+TICK_BATCH_BYTES = 64 * 1024
+"""Before compression, which makes a tenth of it: it fits wherever an event does."""
 KeyAndValue = tuple[bytes, bytes]
 
 
@@ -66,20 +68,10 @@ class BulkProducer:
         by_partition: dict[int, list[KeyAndValue]] = {}
         for record in records:
             by_partition.setdefault(home_of(record[0], partitions), []).append(record)
-        sent = [self._publish(producer, partition, some) for partition, some in by_partition.items()]
+        sent = [publish(producer, self._topic, partition, some) for partition, some in by_partition.items()]
         # All are awaited, so that none goes on behind an error; the first error says what is wrong.
         for failure in filter(None, await asyncio.gather(*sent, return_exceptions=True)):
             raise failure
-
-    async def _publish(self, producer: AIOKafkaProducer, partition: int, records: Sequence[KeyAndValue]) -> None:
-        """One batch after the other: none is sent unless the one before it is acknowledged."""
-        batch = producer.create_batch()
-        for key, value in records:
-            if batch.append(timestamp=None, key=key, value=value) is None:
-                await (await producer.send_batch(batch, self._topic, partition=partition))
-                batch = producer.create_batch()
-                batch.append(timestamp=None, key=key, value=value)  # an empty batch takes a record of any size
-        await (await producer.send_batch(batch, self._topic, partition=partition))
 
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is None:
@@ -103,6 +95,53 @@ class BulkProducer:
         producer, self._producer = self._producer, None
         if producer is not None:
             await _abandon(producer)
+
+
+class TickProducer:
+    """See `ticker.TickTopic`.
+
+    It is not idempotent. An idempotent client keeps what a partition does not acknowledge for as long as that takes.
+    Once it gives a batch up, the brokers refuse all that it sends. Here a batch fails after the time that a request
+    may take, and is forgotten. A tick that is published twice has no further effect.
+    """
+
+    def __init__(self, producer: AIOKafkaProducer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: KafkaSettings, topic: str) -> AsyncIterator["TickProducer"]:
+        producer = AIOKafkaProducer(
+            **connection_arguments(settings), acks="all", compression_type="lz4", max_batch_size=TICK_BATCH_BYTES
+        )
+        try:
+            await start(producer, settings)
+            yield cls(producer, topic)
+        finally:
+            await _abandon(producer)
+
+    async def partitions(self) -> int:
+        with classified():
+            return len(await self._producer.partitions_for(self._topic))
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return home_of(key, partitions)
+
+    async def publish(self, partition: int, ticks: Sequence[KeyAndValue]) -> None:
+        with classified():
+            await publish(self._producer, self._topic, partition, ticks)
+
+
+async def publish(producer: AIOKafkaProducer, topic: str, partition: int, records: Sequence[KeyAndValue]) -> None:
+    """One batch after the other: none is sent unless the one before it is acknowledged. Raises Kafka's errors."""
+    batch = producer.create_batch()
+    for key, value in records:
+        if batch.append(timestamp=None, key=key, value=value) is None:
+            await (await producer.send_batch(batch, topic, partition=partition))
+            batch = producer.create_batch()
+            batch.append(timestamp=None, key=key, value=value)  # an empty batch takes a record of any size
+    await (await producer.send_batch(batch, topic, partition=partition))
 
 
 async def _abandon(producer: AIOKafkaProducer) -> None:

@@ -208,7 +208,7 @@ class Metrics:
         self.ticks = Counter(
             "conversation_ticks_total", "Timers that were due, by what came of them.", ["result"], registry=reg
         )
-        self.tick_delay = Histogram(
+        self.tick_delay = BulkHistogram(
             "conversation_tick_delay_seconds",
             "From the deadline to its tick.",
             buckets=AGE_BUCKETS,

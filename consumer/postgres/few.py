@@ -34,8 +34,8 @@ _OUTBOX = ", ".join(OUTBOX_COLUMNS)
 _NOT_TEXT = {"session": "int", "version": "bigint", "occurred_at": "timestamptz"}
 _GUARD = f"SELECT FROM kafka_offset WHERE {OF_PARTITION} AND {{offset_guard}} FOR NO KEY UPDATE"
 _ADVANCE = f"""
-    UPDATE kafka_offset SET mark = $7,
-        next_offset = CASE WHEN (SELECT count(*) FROM written) = cardinality($8::conversation_write[]) THEN $6 ELSE $4 END
+    UPDATE kafka_offset SET mark = $7, next_offset =
+        CASE WHEN (SELECT count(*) FROM written) = cardinality($8::conversation_write[]) THEN $6 ELSE $4 END
     FROM guard WHERE {OF_PARTITION} RETURNING 1"""
 
 

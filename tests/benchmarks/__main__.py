@@ -11,6 +11,7 @@ from rich.console import Console
 from consumer.settings import WorkerSettings
 from tests.benchmarks import conditions, pruning
 from tests.benchmarks import outbox as relays
+from tests.benchmarks import ticker as tickers
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
 from tests.benchmarks.contest import COMPETITORS, rate_of, run_of_ours
 from tests.benchmarks.depth import Depth, measure_depth
@@ -226,7 +227,33 @@ async def outbox(arena: Arena, plan: Plan, results: Results) -> None:
     )
 
 
-ALL = (contest, latency, skew, contention, memory, wide, depth, growth, prune, outbox)
+async def ticker(arena: Arena, plan: Plan, results: Results) -> None:
+    due = await tickers.due(arena, plan.due)
+    few, many = [await tickers.idle(arena, count, plan.idle_seconds) for count in (FEW, plan.grown)]
+    cpu = (f"{1e6 * one / due.ticks:.1f}" for one in (due.cpu.replicas, due.cpu.postgres, due.cpu.kafka))
+    results.tables["Ticker"] = table(
+        ("due at once", "ticks/s", "failed", "CPU µs a tick: ticker", "PostgreSQL", "Kafka", "highest MiB"),
+        (f"{plan.due:,}", f"{due.rate:,.0f}", f"{due.failed:,}", *cpu, f"{due.highest_bytes / conditions.MIB:.1f}"),
+    )
+    results.tables["Ticker with nothing due"] = table(
+        ("conversations, due within 15 minutes", "CPU, ticker", "CPU, PostgreSQL"),
+        *(
+            (f"{count:,}", f"{one.ticker:.2%}", f"{one.postgres:.2%}")
+            for count, one in ((FEW, few), (plan.grown, many))
+        ),
+    )
+    results.add(
+        Goal(f"ticker, {plan.due:,} due at once", due.rate, 20_000, unit="ticks/s"),
+        Goal(
+            f"ticker, CPU with nothing due: {plan.grown:,} conversations against {FEW:,}",
+            many.core / few.core,
+            1.5,
+            at_most=True,
+        ),
+    )
+
+
+ALL = (contest, latency, skew, contention, memory, wide, depth, growth, prune, outbox, ticker)
 PARTS = {part.__name__: part for part in ALL}
 
 

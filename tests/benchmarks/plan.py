@@ -25,11 +25,13 @@ class Plan:
     sessions: tuple[int, ...]
     pruned: int
     outbox: int
+    due: int
+    idle_seconds: float
 
 
 FULL = Plan(
     "make bench",
-    ("contest", "latency", "skew", "contention", "memory", "wide", "depth", "growth", "prune", "outbox"),
+    ("contest", "latency", "skew", "contention", "memory", "wide", "depth", "growth", "prune", "outbox", "ticker"),
     replicas=(1, 2, 4),
     events=250_000,
     rounds=3,
@@ -41,6 +43,8 @@ FULL = Plan(
     sessions=(10, 100, 500),
     pruned=1_000_000,
     outbox=1_000_000,
+    due=1_000_000,
+    idle_seconds=40,
 )
 QUICK = Plan(
     "make bench-quick",
@@ -56,4 +60,6 @@ QUICK = Plan(
     sessions=(10, 100),
     pruned=100_000,
     outbox=100_000,
+    due=100_000,
+    idle_seconds=20,
 )

@@ -8,17 +8,19 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from consumer.errors import UnavailableError
+from consumer import ticker as module
+from consumer.kafka.placement import home_of
 from consumer.lifecycle.model import Author, Outcome, Status
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import TickerSettings
-from consumer.ticker import Emit, Ticker
+from consumer.ticker import Ticker, TickTopic
 from schemas import decode
 from tests.builders import HOUR, MINUTE, message, tick
 from tests.conftest import opened
+from tests.fakes import MemoryTickTopic
 from tests.races import counted
 from tests.stack.database import execute
 
@@ -26,19 +28,17 @@ NOW = datetime.now(UTC)
 QUICK = TickerSettings(interval_seconds=0.02)
 
 
-class Recorder:
-    """What was emitted, as the consumer will read it."""
+class Recorder(MemoryTickTopic):
+    """What was published, as the consumer will read it."""
 
-    def __init__(self) -> None:
-        self.ticks: list[tuple[str, datetime]] = []
-
-    async def __call__(self, key: bytes, value: bytes) -> None:
-        event = decode(key, value, now=datetime.now(UTC))
-        self.ticks.append((event.subject, event.time))
+    @property
+    def ticks(self) -> list[tuple[str, datetime]]:
+        events = [decode(key, value, now=datetime.now(UTC)) for key, value in self.published]
+        return [(event.subject, event.time) for event in events]
 
     @property
     def ids(self) -> Counter[str]:
-        return Counter(key for key, _ in self.ticks)
+        return Counter(key.decode() for key, _ in self.published)
 
 
 async def run_until(condition: Callable[[], Awaitable[bool]], *tickers: Ticker) -> None:
@@ -53,9 +53,9 @@ async def run_until(condition: Callable[[], Awaitable[bool]], *tickers: Ticker) 
 
 
 def ticker(
-    store: PostgresStore, emit: Emit, metrics: Metrics | None = None, settings: TickerSettings = QUICK
+    store: PostgresStore, topic: TickTopic, metrics: Metrics | None = None, settings: TickerSettings = QUICK
 ) -> Ticker:
-    return Ticker(store, emit, settings, metrics or Metrics(), Health())
+    return Ticker(store, topic, settings, metrics or Metrics(), Health())
 
 
 async def silent(database: str) -> bool:
@@ -147,59 +147,45 @@ async def test_a_tick_lost_between_commit_and_emission_comes_again(store: Postgr
 
 async def test_an_outage_of_kafka_does_not_multiply_ticks(store: PostgresStore, database: str) -> None:
     await ConversationService(store).apply([message(at=datetime.now(UTC) - 48 * HOUR)])
-    attempts = 0
+    recorder, metrics = Recorder(), Metrics()
+    recorder.refuse = {0, 1, 2, 3}
 
-    async def down(_: bytes, __: bytes) -> None:
-        nonlocal attempts
-        attempts += 1
-        raise UnavailableError("no broker")
-
-    metrics = Metrics()
     for _ in range(30):
-        await run_until(lambda: silent(database), ticker(store, down, metrics))
+        await run_until(lambda: silent(database), ticker(store, recorder, metrics))
         await pass_time(database, MINUTE)
 
-    assert 3 <= attempts <= 8
-    assert counted(metrics, "conversation_ticks_total", result="failed") == attempts
+    assert recorder.ticks == []
+    assert 3 <= counted(metrics, "conversation_ticks_total", result="failed") <= 8
 
 
 async def test_one_stuck_partition_starves_no_other(store: PostgresStore, database: str) -> None:
     await overdue_conversations(store, 400)
-    recorder, released = Recorder(), asyncio.Event()
+    recorder, metrics = Recorder(), Metrics()
+    recorder.go_away(1)
+    others = {f"c-{number}" for number in range(400) if home_of(f"c-{number}".encode(), 4) != 1}
+    settings = TickerSettings(interval_seconds=0.02, batch=20, max_unacknowledged=50, drain_seconds=0.1)
 
-    async def half_stuck(key: bytes, value: bytes) -> None:
-        if int(key.decode().removeprefix("c-")) % 2:
-            await released.wait()
-        await recorder(key, value)
+    await run_until(lambda: silent(database), ticker(store, recorder, metrics, settings))
 
-    async def others_done() -> bool:
-        done = len(recorder.ids) >= 200
-        if done:
-            assert all(int(key.removeprefix("c-")) % 2 == 0 for key in recorder.ids)
-            released.set()
-        return done
-
-    settings = TickerSettings(interval_seconds=0.02, batch=20, max_unacknowledged=50)
-    await run_until(others_done, ticker(store, half_stuck, settings=settings))
-
-    assert len(recorder.ids) >= 200
+    assert recorder.ids == dict.fromkeys(others, 1)
+    assert counted(metrics, "conversation_ticks_total", result="failed") == 400 - len(others) - 12
 
 
 async def test_no_lock_is_held_while_kafka_is_awaited(store: PostgresStore, database: str) -> None:
     await overdue_conversations(store, 1)
-    emitting, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(_: bytes, __: bytes) -> None:
-        emitting.set()
-        await go_on.wait()
+    recorder = Recorder()
+    recorder.go_away(0, 1, 2, 3)
 
     async def written_meanwhile() -> bool:
-        await emitting.wait()
+        if not await silent(database):
+            return False
         outcomes = await ConversationService(store).apply([message(Author.AGENT, NOW, conversation_id="c-0")])
-        go_on.set()
+        recorder.come_back(0, 1, 2, 3)
         return outcomes == [Outcome.APPLIED]
 
-    await run_until(written_meanwhile, ticker(store, slow))
+    await run_until(written_meanwhile, ticker(store, recorder))
+
+    assert recorder.ids == {"c-0": 1}
 
 
 async def test_the_version_is_never_touched(store: PostgresStore, database: str) -> None:
@@ -210,6 +196,35 @@ async def test_the_version_is_never_touched(store: PostgresStore, database: str)
     assert (await store.conversation("c-0"))[1] == 1
 
 
+async def test_a_timer_set_to_a_time_that_a_ticker_has_been_through_is_found(
+    store: PostgresStore, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.1)
+    await ConversationService(store).apply([message(at=NOW - 49 * HOUR, conversation_id="c-first")])
+    recorder = Recorder()
+
+    async def late_one_is_emitted() -> bool:
+        if recorder.ids == {"c-first": 1}:
+            await ConversationService(store).apply([message(at=NOW - 50 * HOUR, conversation_id="c-late")])
+        return bool(recorder.ids["c-late"])
+
+    await run_until(late_one_is_emitted, ticker(store, recorder))
+
+    assert recorder.ids == {"c-first": 1, "c-late": 1}
+
+
+async def test_timers_before_a_place_are_left_for_a_later_look(store: PostgresStore) -> None:
+    service = ConversationService(store)
+    await service.apply([message(at=NOW - 50 * HOUR, conversation_id="c-1")])
+    await service.apply([message(at=NOW - 49 * HOUR, conversation_id="c-2")])
+
+    later = await store.take_due_timers(10, NOW - HOUR)
+    earlier = await store.take_due_timers(10)
+
+    assert [(timer.conversation_id, timer.wake_at) for timer in later] == [("c-2", NOW - HOUR)]
+    assert [(timer.conversation_id, timer.wake_at) for timer in earlier] == [("c-1", NOW - 2 * HOUR)]
+
+
 async def test_what_stays_without_effect_shows_as_overdue(store: PostgresStore, database: str) -> None:
     await overdue_conversations(store, 3)
     metrics = Metrics()
@@ -217,6 +232,23 @@ async def test_what_stays_without_effect_shows_as_overdue(store: PostgresStore, 
     await run_until(lambda: silent(database), ticker(store, Recorder(), metrics))
 
     assert counted(metrics, "conversation_expiry_overdue") == 3
+
+
+async def test_overdue_are_those_that_no_ticker_has_been_at_and_those_that_it_has_pushed_back(
+    store: PostgresStore,
+) -> None:
+    await overdue_conversations(store, 5)
+    await ConversationService(store).apply([message(at=NOW - 48 * HOUR + 5 * MINUTE, conversation_id="c-soon")])
+    await ConversationService(store).apply([message(at=NOW - 48 * HOUR, conversation_id="c-just-now")])
+
+    before = await store.overdue()
+    taken = await store.take_due_timers(3)
+    between = await store.overdue()
+    await store.take_due_timers(10)
+    after = await store.overdue()
+
+    assert len(taken) == 3
+    assert (before, between, after) == (5, 5, 5)
 
 
 @pytest.mark.parametrize(("late", "pause"), [(10, 60), (300, 300), (7200, 900)])

@@ -1,5 +1,6 @@
 """Planted bugs: each must turn the checker red. Subclasses and functions in the place of the right ones."""
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
@@ -7,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from consumer import worker
+from consumer import ticker, worker
 from consumer.errors import UnavailableError
 from consumer.lifecycle import rules
 from consumer.lifecycle.draft import Draft
@@ -228,6 +229,7 @@ BUGS: dict[str, Plant] = {
     "ids read before rows": partial(store, IdsBeforeRows),
     "cache that outlives a rewind": partial(replaced, cache.ConversationCache, "clear", lambda _: None),
     "timer that is due once": partial(store, TimerDueOnce),
+    "timers before the last one never looked for": partial(replaced, ticker, "SWEEP_SECONDS", math.inf),
     "outbox read from a cursor": partial(store, OutboxCursor),
     "outbox shared row by row": partial(store, SharedOutbox),
     "transition deleted without acknowledgement": partial(

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from consumer.errors import ConcurrencyError, ConnectionLostError, UnavailableError
+from consumer.kafka.placement import home_of
 from consumer.lifecycle.model import Event
 from consumer.observability.health import Health
 from consumer.observability.lag import Lag
@@ -117,22 +118,29 @@ class Process:
 
 
 class TickerProcess(Process):
-    """The reference ticker."""
+    """The reference ticker, and the topic that its ticks are published to."""
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
         settings = TickerSettings(interval_seconds=3, batch=world.rng.choice((1, 3, 100)), max_unacknowledged=3)
-        self._ticker = Ticker(self.store, self._emit, settings, METRICS, self.health)
+        self._ticker = Ticker(self.store, self, settings, METRICS, self.health)
         self.spawn(self._ticker.run())
 
-    async def _emit(self, key: bytes, value: bytes) -> None:
-        await self.reach("emit")
-        self.world.reach_kafka()
-        lost = self.world.strikes(Fault.LOST_TICK, 0.2)
-        if not lost or self.world.rng.random() < 0.5:
-            self.world.append(key, value)
-        if lost:
-            raise UnavailableError("no acknowledgement of the tick")
+    async def partitions(self) -> int:
+        return self.world.shape.partitions
+
+    def partition_of(self, key: bytes, partitions: int) -> int:
+        return home_of(key, partitions)
+
+    async def publish(self, partition: int, ticks: Sequence[tuple[bytes, bytes]]) -> None:
+        for key, value in ticks:
+            await self.reach("emit")
+            self.world.reach_kafka()
+            lost = self.world.strikes(Fault.LOST_TICK, 0.2)
+            if not lost or self.world.rng.random() < 0.5:
+                self.world.append(key, value)
+            if lost:
+                raise UnavailableError("no acknowledgement of the tick")
 
 
 class RelayProcess(Process):
