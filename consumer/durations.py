@@ -1,4 +1,4 @@
-"""Durations and times as people write them: `30d`, `48h`, `15m`, `90s`, or ISO 8601."""
+"""Durations and times as people write them: `30d`, `48h`, `15m`, `90s`, `20ms`, or ISO 8601."""
 
 import re
 from contextlib import suppress
@@ -14,13 +14,18 @@ def _iso_duration(value: object) -> object:
     """`90` and `90s`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         return float(value)
+    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+)ms", value)):
+        return int(parts[1]) / 1000
     if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+d)?((?:[0-9]+h)?(?:[0-9]+m)?(?:[0-9]+s)?)", value)):
         days, time = parts[1] or "", parts[2] and f"T{parts[2]}"
         return f"P{days}{time}".upper()
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_iso_duration), Field(gt=timedelta(0))]
+_Written = Annotated[timedelta, BeforeValidator(_iso_duration)]
+Duration = Annotated[_Written, Field(gt=timedelta(0))]
+DurationOrNone = Annotated[_Written, Field(ge=timedelta(0))]
+"""0 is a duration too."""
 
 
 def duration(text: str) -> timedelta:
@@ -54,8 +59,10 @@ def point_in_time(text: str, now: datetime) -> datetime:
 
 
 def format_duration(duration: timedelta) -> str:
-    """As one would write it: `15m`, `48h`, `14d2h`; days from three on."""
+    """As one would write it: `15m`, `48h`, `14d2h`, `20ms`; days from three on."""
     rest, parts = duration.total_seconds(), list[str]()
+    if 0 < rest < 1:
+        return f"{1000 * rest:g}ms"
     for unit, size, least in (("d", 86_400, 3), ("h", 3600, 1), ("m", 60, 1)):
         if rest >= least * size:
             parts.append(f"{rest // size:g}{unit}")

@@ -33,7 +33,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from consumer.durations import Duration
+from consumer.durations import Duration, DurationOrNone
 from consumer.errors import ConfigurationError
 from consumer.lifecycle.model import Policy
 
@@ -168,6 +168,11 @@ class RetrySettings(_Group):
 
 class WorkerSettings(_Group):
     max_batch: int = Field(4000, ge=1, description="Most records written in one transaction.")
+    linger: DurationOrNone = Field(
+        timedelta(0),
+        le=timedelta(seconds=1),
+        description="How long records are gathered after the last ones: later, and cheaper. `20ms`, at most `1s`.",
+    )
     max_buffered: int = Field(12000, ge=1, description="Records buffered per partition before fetching pauses.")
     max_buffered_bytes: int = Field(8 * 2**20, ge=1, description="Bytes buffered per partition before fetching pauses.")
     max_remembered: int = Field(5000, ge=0, description="Conversations per partition that need not be read again.")

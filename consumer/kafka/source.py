@@ -139,9 +139,13 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             wanted = [tp for tp, partition in self._assigned.items() if partition.wants_records]
             # Polled even with nothing to fetch: that is how errors of the group come to light.
             with classified():
-                await self._fetch(wanted or [NOWHERE], POLL_SECONDS if wanted else POLL_SECONDS / 4)
+                some = await self._fetch(wanted or [NOWHERE], POLL_SECONDS if wanted else POLL_SECONDS / 4)
+            if some and self._worker.linger:
+                # The client fetches ahead once, and then no more: brokers gather what comes, and one answer has it all.
+                await asyncio.sleep(self._worker.linger.total_seconds())
 
-    async def _fetch(self, wanted: Sequence[TopicPartition], seconds: float) -> None:
+    async def _fetch(self, wanted: Sequence[TopicPartition], seconds: float) -> bool:
+        """Whether any records came."""
         try:
             fetched = await self._client.getmany(
                 *wanted, timeout_ms=milliseconds(seconds), max_records=self._worker.max_buffered
@@ -149,12 +153,13 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         except OffsetOutOfRangeError as error:
             for tp in self._assigned.keys() & set(error.args[0]):
                 self._assigned[tp].fail("the next record is no longer in the log")
-            return
+            return False
         except UNREADABLE as error:
             await self._find_unreadable(wanted, error)
-            return
+            return False
         for tp, records in fetched.items():
             self._deliver(tp, records)
+        return bool(fetched)
 
     async def _find_unreadable(self, wanted: Sequence[TopicPartition], error: Exception) -> None:
         """Stops the one partition whose next record the client cannot read; all are fetched again, one by one."""

@@ -238,8 +238,9 @@ async def test_overdue_are_those_that_no_ticker_has_been_at_and_those_that_it_ha
     store: PostgresStore,
 ) -> None:
     await overdue_conversations(store, 5)
-    await ConversationService(store).apply([message(at=NOW - 48 * HOUR + 5 * MINUTE, conversation_id="c-soon")])
-    await ConversationService(store).apply([message(at=NOW - 48 * HOUR, conversation_id="c-just-now")])
+    now = datetime.now(UTC)
+    await ConversationService(store).apply([message(at=now - 48 * HOUR + 5 * MINUTE, conversation_id="c-soon")])
+    await ConversationService(store).apply([message(at=now - 48 * HOUR, conversation_id="c-just-now")])
 
     before = await store.overdue()
     taken = await store.take_due_timers(3)

@@ -30,7 +30,7 @@ Worker = Callable[["Group", AssignedPartition], Awaitable[None]]
 class Group:
     """A source in a group that a test controls, with workers that apply what they get at once."""
 
-    def __init__(self, worker: Worker, client: type[MemoryConsumer]) -> None:
+    def __init__(self, worker: Worker, client: type[MemoryConsumer], settings: WorkerSettings) -> None:
         self.cluster = MemoryCluster()
         self.cluster.create("events", len(PLACES))
         self.health = Health()
@@ -40,7 +40,7 @@ class Group:
         self.stopped: dict[TopicPartition, str] = {}
         self.source = KafkaSource(
             KAFKA,
-            WORKER,
+            settings,
             self.metrics,
             self.health,
             partial(worker, self),
@@ -101,10 +101,13 @@ async def apply_all(group: Group, partition: AssignedPartition) -> None:
 
 @asynccontextmanager
 async def grouped(
-    *tps: TopicPartition, worker: Worker = apply_all, client: type[MemoryConsumer] = MemoryConsumer
+    *tps: TopicPartition,
+    worker: Worker = apply_all,
+    client: type[MemoryConsumer] = MemoryConsumer,
+    settings: WorkerSettings = WORKER,
 ) -> AsyncIterator[Group]:
     """A source with these partitions, which is stopped at the end."""
-    group = Group(worker, client)
+    group = Group(worker, client, settings)
     await group.assign(*tps)
     try:
         yield group

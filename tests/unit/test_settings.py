@@ -80,6 +80,26 @@ def test_an_option_understands_the_durations_of_the_settings(value: str, seconds
     assert duration(value) == timedelta(seconds=seconds)
 
 
+@pytest.mark.parametrize(("value", "seconds"), [("0", 0), ("20ms", 0.02), ("0.02", 0.02), ("1s", 1), ("PT0.5S", 0.5)])
+def test_a_linger_may_be_none(monkeypatch: pytest.MonkeyPatch, value: str, seconds: float) -> None:
+    monkeypatch.setenv("CONSUMER_WORKER__LINGER", value)
+
+    assert load().worker.linger == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("value", ["-1s", "2s", "20 ms", "x"])
+def test_a_linger_is_a_second_at_most(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CONSUMER_WORKER__LINGER", value)
+
+    with pytest.raises(ConfigurationError, match="CONSUMER_WORKER__LINGER"):
+        load()
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0s"), (0.02, "20ms"), (1, "1s")])
+def test_less_than_a_second_is_shown_in_milliseconds(seconds: float, shown: str) -> None:
+    assert format_duration(timedelta(seconds=seconds)) == shown
+
+
 @given(st.integers(1, 400 * 86_400))
 def test_a_duration_is_shown_as_it_may_be_written(seconds: int) -> None:
     assert duration(format_duration(timedelta(seconds=seconds))) == timedelta(seconds=seconds)

@@ -1,7 +1,9 @@
 """The poll loop over a client in memory: every record reaches the worker of its partition."""
 
 import asyncio
+from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 
 import pytest
 from aiokafka import TopicPartition
@@ -17,7 +19,7 @@ from consumer.kafka.source import POLL_SECONDS, KafkaSource
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition
-from consumer.settings import KafkaSettings
+from consumer.settings import KafkaSettings, WorkerSettings
 from tests.memory_kafka.cluster import MemoryCluster
 from tests.memory_kafka.consumer import MemoryConsumer
 from tests.unit.source_in_memory import KAFKA, LONG, PLACES, UNREADABLE, WORKER, Group, grouped, now
@@ -34,6 +36,30 @@ async def test_every_record_reaches_the_worker_of_its_partition_once_and_in_orde
         await asyncio.sleep(5)
 
     assert group.values == {tp: [b"%d" % number for number in range(20)] for tp in PLACES}
+
+
+async def test_a_linger_gathers_what_comes_after_the_first_record() -> None:
+    taken: list[tuple[float, list[bytes | None]]] = []
+
+    async def note(_: Group, partition: AssignedPartition) -> None:
+        partition.seek(0)
+        while not partition.is_revoked():
+            if records := await partition.take(100, LONG):
+                taken.append((now(), [record.value for record in records]))
+
+    lingering = WorkerSettings(linger=timedelta(seconds=0.5))
+    async with grouped(PLACES[0], worker=note, settings=lingering) as group:
+        await asyncio.sleep(1)
+        began = now()
+        for number in range(8):
+            group.publish(PLACES[0], b"%d" % number)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(2)
+
+    assert taken[0] == (began, [b"0"])
+    assert 2 <= len(taken) <= 4
+    assert [value for _, values in taken for value in values] == [b"%d" % number for number in range(8)]
+    assert all(later - earlier >= 0.5 for (earlier, _), (later, _) in pairwise(taken))
 
 
 async def test_a_partition_outside_of_the_log_fails_alone() -> None:
