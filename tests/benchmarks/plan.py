@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.latency import Pace
 
+LINGER = "CONSUMER_WORKER__LINGER"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -36,7 +37,10 @@ FULL = Plan(
     events=250_000,
     rounds=3,
     repeats=1,
-    paces=tuple(Pace(per_second, partitions) for per_second in (2000, 500, 50) for partitions in (4, 1)),
+    paces=(
+        *(Pace(per_second, partitions) for per_second in (2000, 500, 50) for partitions in (4, 1)),
+        *(Pace(500, partitions, {LINGER: linger}) for partitions in (4, 1) for linger in ("5ms", "20ms", "100ms")),
+    ),
     latency_seconds=20,
     grown=5_000_000,
     backlog=1_000_000,
