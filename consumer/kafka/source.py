@@ -141,8 +141,15 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             with classified():
                 some = await self._fetch(wanted or [NOWHERE], POLL_SECONDS if wanted else POLL_SECONDS / 4)
             if some and self._worker.linger:
-                # The client fetches ahead once, and then no more: brokers gather what comes, and one answer has it all.
-                await asyncio.sleep(self._worker.linger.total_seconds())
+                await self._gather(wanted)
+
+    async def _gather(self, wanted: Sequence[TopicPartition]) -> None:
+        """Lingers. Brokers have what comes meanwhile in one answer; the client would fetch the first of it ahead."""
+        assigned = self._client.assignment()
+        self._client.pause(*assigned.intersection(wanted))
+        await asyncio.sleep(self._worker.linger.total_seconds())
+        started = {tp for tp, partition in self._assigned.items() if partition.next_offset is not None}
+        self._client.resume(*self._client.assignment() & started)
 
     async def _fetch(self, wanted: Sequence[TopicPartition], seconds: float) -> bool:
         """Whether any records came."""
