@@ -9,7 +9,7 @@ from functools import partial
 from tests.stack.postgres_server import USER
 from tests.stack.process import DevstackError
 from tests.stack.proxy import Proxy
-from tests.stack.replicated_server import CLOCK_CACHE_SECONDS, ReplicatedServer
+from tests.stack.replicated_server import CLOCK_SEEN_SECONDS, ReplicatedServer
 from tests.stack.small_disk import SmallDisk
 
 DISK_BYTES = 2 << 30
@@ -136,7 +136,7 @@ class PostgresPair:
         self.freeze()
         try:
             self.primary.set_clock(offset_seconds)
-            await asyncio.sleep(CLOCK_CACHE_SECONDS + 0.1)
+            await asyncio.sleep(CLOCK_SEEN_SECONDS)
         finally:
             self.thaw()
 
