@@ -6,6 +6,7 @@ from tests.benchmarks.latency import Pace
 
 LINGER = "CONSUMER_WORKER__LINGER"
 
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`events` of each run of ours. `rounds` of the contest and `repeats` of the conditions, whose medians count.
