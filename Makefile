@@ -68,8 +68,8 @@ chaos-quick: install ## a few of the same, each alone
 chaos-mutation: install ## plant bugs into the replicas of the rig: each must be found
 	$(BIN)/python -m tests.chaos --mutation
 
-bench: install ## ours beside other designs and under conditions, every goal with its figure (20 min; writes the figures of docs/performance.md)
-	$(BIN)/python -m tests.benchmarks
+bench: install ## ours beside other designs and under conditions, every goal with its figure (35 min; PARTS="latency outbox"; writes the figures of docs/performance.md)
+	$(BIN)/python -m tests.benchmarks $(if $(PARTS),--only $(PARTS))
 
 bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly right
 	$(BIN)/python -m tests.benchmarks --quick

@@ -276,7 +276,7 @@ async def run(plan: Plan, only: list[str], results: Results) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller and once: in minutes, only roughly right")
-    parser.add_argument("--only", nargs="*", default=[], choices=[*PARTS], help="these parts")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*PARTS], help="these parts; the other figures stay")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
     results = Results(plan.command, f"{os.cpu_count()} cores, {PARTITIONS} partitions", _names())
@@ -284,7 +284,7 @@ def main() -> None:
     show(console, results)
     if results.left_out:
         parser.exit(1, "".join(f"{name} is left out: {why}\n" for name, why in results.left_out.items()))
-    if not (arguments.quick or arguments.only):
+    if not arguments.quick:
         save(results)
 
 

@@ -113,11 +113,22 @@ def _tables(data: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def save(results: Results) -> None:
-    """Into the repository: the JSON, the picture, the figures of the docs."""
-    data = results.as_json()
+    """Into the repository: the JSON, the picture, the figures of the docs. What was not measured now stays."""
+    data = merged(json.loads(RESULTS.read_text()), results.as_json())
     RESULTS.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     write_section(DOCS / "performance.md", "benchmark", markdown(data))
     draw(data)
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a run, and of the runs before it those that it has not measured."""
+    goals = {goal["name"]: goal for goal in (*old["goals"], *new["goals"])}
+    return {
+        **new,
+        "events_per_second": new["events_per_second"] or old["events_per_second"],
+        "tables": {**old["tables"], **new["tables"]},
+        "goals": list(goals.values()),
+    }
 
 
 def draw(data: dict[str, Any]) -> None:

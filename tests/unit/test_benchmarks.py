@@ -7,6 +7,7 @@ import pytest
 from tests.benchmarks.latency import Cost, Latency, Pace, cost_table, latencies
 from tests.benchmarks.ours import Usage
 from tests.benchmarks.parts import BatchParts, parts_table, total_seconds
+from tests.benchmarks.report import merged
 from tests.benchmarks.sender import Sent
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -63,3 +64,14 @@ def test_seconds_add_up_by_part() -> None:
     total = total_seconds([BatchParts(1, {"decode": 1.0}), BatchParts(2, {"decode": 2.0, "decide": 3.0})])
 
     assert total == {"decode": 3.0, "decide": 3.0}
+
+
+def test_what_was_not_measured_again_keeps_its_figures() -> None:
+    old = {"events_per_second": {"E": [1]}, "tables": {"A": 1, "B": 2}, "goals": [{"name": "x", "figure": 1}]}
+    new = {"events_per_second": {}, "tables": {"B": 3}, "goals": [{"name": "x", "figure": 2}, {"name": "y"}]}
+
+    assert merged(old, new) == {
+        "events_per_second": {"E": [1]},
+        "tables": {"A": 1, "B": 3},
+        "goals": [{"name": "x", "figure": 2}, {"name": "y"}],
+    }
