@@ -109,8 +109,10 @@ class MemoryStore:
         if older:
             await transaction.statement("archive")
         for key in older:
+            since = min(now, *(event.at for event in events[key]))
             archived = self.conversations.get(key, Conversation(key)).sessions[:-1]
-            current[key] = current[key]._replace(sessions=(*archived, *current[key].sessions))
+            first = max((session.number for session in archived if session.opened_at <= since), default=1)
+            current[key] = current[key]._replace(sessions=(*archived[first - 1 :], *current[key].sessions))
         return Snapshot(now, current, known)
 
     def _known(self, key: str, events: EventsById) -> frozenset[tuple[str, str]]:

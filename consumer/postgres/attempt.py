@@ -48,6 +48,14 @@ LOAD = f"SELECT conversation_id, version, {SESSION_LIST} FROM conversation WHERE
 LOAD_ARCHIVE = f"""
     SELECT conversation_id, {SESSION_LIST} FROM conversation_session_archive
     WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
+# From the session on that was open at a time: an event of then, or later, has nothing to do with those before.
+LOAD_ARCHIVE_SINCE = f"""
+    SELECT k.id, {", ".join(f"a.{name}" for name in _SESSION_COLUMNS)}
+    FROM unnest($1::text[], $2::timestamptz[]) AS k(id, at) JOIN conversation_session_archive AS a
+        ON a.conversation_id = k.id AND a.session >= coalesce((
+            SELECT b.session FROM conversation_session_archive AS b
+            WHERE b.conversation_id = k.id AND b.opened_at <= k.at ORDER BY b.session DESC LIMIT 1), 1)
+    ORDER BY a.conversation_id, a.session"""
 LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
 VERSION_GUARD = "c.version = n.loaded"
 
@@ -154,7 +162,8 @@ async def load(connection: asyncpg.Connection, events: EventsById, cached: Conve
         now, _, known_by_now = await _read_versions_and_known_ids(connection, (), _identities(events, changed))
         known |= known_by_now
     older = [key for key, loaded in conversations.items() if reaches_back(loaded, events[key], now)]
-    for row in await connection.fetch(LOAD_ARCHIVE, older) if older else ():
+    since = [min(now, *(event.at for event in events[key])) for key in older]
+    for row in await connection.fetch(LOAD_ARCHIVE_SINCE, older, since) if older else ():
         loaded = conversations[row[0]]
         *archived, current = loaded.sessions
         conversations[row[0]] = loaded._replace(sessions=(*archived, session_from_row(*row[1:]), current))

@@ -190,6 +190,19 @@ async def test_superseded_sessions_are_kept_and_loaded_for_older_events(store: A
     assert list(older.conversations["c-1"].sessions) == sessions
 
 
+async def test_older_sessions_are_loaded_from_the_one_of_the_earliest_event_on(store: AnyStore) -> None:
+    for hours in (9, 6, 3):
+        await write(store, message(at=NOW - hours * HOUR), close(at=NOW - (hours - 1) * HOUR))
+    sessions, _ = await store.conversation("c-1")
+
+    of_the_second = await load(store, message(at=NOW), message(at=NOW - 6 * HOUR))
+    of_none = await load(store, message(at=NOW - 10 * HOUR))
+
+    assert [session.number for session in sessions] == [1, 2, 3]
+    assert list(of_the_second.conversations["c-1"].sessions) == sessions[1:]
+    assert list(of_none.conversations["c-1"].sessions) == sessions
+
+
 async def test_an_older_session_can_be_reclassified(store: AnyStore) -> None:
     await write(store, message(at=NOW - 3 * HOUR), close(at=NOW - 2 * HOUR), message(at=NOW - HOUR))
 

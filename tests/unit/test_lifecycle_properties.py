@@ -183,3 +183,24 @@ def _dated(event: Event, at: datetime) -> Event:
             return close(event.status, at)
         case Tick():
             return tick(at)
+
+
+def suffix(conversation: Conversation, later: list[Event], now: datetime) -> Conversation:
+    """As the store loads it: what comes to an event's time is enough."""
+    since = min(now, *(event.at for event in later))
+    first = max((session.number for session in conversation.sessions if session.opened_at <= since), default=1)
+    return conversation._replace(sessions=conversation.sessions[first - 1 :])
+
+
+@given(histories, st.lists(events, min_size=1, max_size=4), times)
+def test_sessions_from_the_one_of_the_earliest_event_on_are_enough(
+    some: list[Event], later: list[Event], now: datetime
+) -> None:
+    whole = fold(Conversation("c-1"), some, (), POLICY, T0 + 400 * HOUR).after
+    part = suffix(whole, later, now)
+
+    decided, expected = fold(part, later, (), POLICY, now), fold(whole, later, (), POLICY, now)
+
+    assert (decided.rows, decided.outcomes, decided.clamped) == (expected.rows, expected.outcomes, expected.clamped)
+    left_out = len(whole.sessions) - len(part.sessions)
+    assert (*whole.sessions[:left_out], *decided.after.sessions) == expected.after.sessions
