@@ -19,7 +19,7 @@ HOUR = 3600
 ZOMBIE_SECONDS = 3 * SESSION_SECONDS
 
 
-@fault(1, "a process is killed", Track.PROCESSES, weight=4)
+@fault(1, "a process is killed", Track.PROCESSES, weight=15)
 async def kill(rig: Rig) -> None:
     async with rig.any_member() as member:
         await member.end(signal.SIGKILL)
@@ -81,7 +81,7 @@ async def until_frozen(replica: Replica, seconds: float) -> bool:
     return await within(seconds, frozen)
 
 
-@fault(18, "a process is told to stop", Track.PROCESSES, weight=4)
+@fault(18, "a process is told to stop", Track.PROCESSES, weight=15)
 async def terminate(rig: Rig) -> None:
     async with (
         rig.any_member() as member,
