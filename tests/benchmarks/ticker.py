@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 import psutil
@@ -79,8 +79,9 @@ async def due(arena: Arena, conversations: int) -> Due:
         open_conversations(arena, conversations, PASSED) as database,
         ticker(arena, kafka, database) as running,
     ):
+        server = await _server(database)
         first = await _ticks(running, 1)
-        cpu, began, highest, ticks = usage([running]), time.monotonic(), 0, first
+        cpu, began, highest, ticks = _usage(running, server), time.monotonic(), 0, first
         while sum(ticks) < conversations:
             if time.monotonic() > began + LIMIT_SECONDS:
                 raise TimeoutError(f"{ticks} of {conversations} ticks emitted, failed after {LIMIT_SECONDS} s")
@@ -88,7 +89,7 @@ async def due(arena: Arena, conversations: int) -> Due:
             highest = max(highest, resident_bytes(running))
             ticks = await _ticks(running)
         seconds = time.monotonic() - began
-        return Due(ticks[0] - first[0], ticks[1], seconds, usage([running]) - cpu, highest)
+        return Due(ticks[0] - first[0], ticks[1], seconds, _usage(running, server) - cpu, highest)
 
 
 async def _ticks(running: Replica, least: int = 0) -> tuple[int, int]:
@@ -123,14 +124,25 @@ async def idle(arena: Arena, conversations: int, seconds: float) -> Idle:
         while not await running.ready():  # noqa: ASYNC110 - it is another process
             await asyncio.sleep(POLL_SECONDS)
         await asyncio.sleep(SETTLING_SECONDS)
-        connection = await asyncpg.connect(database)
-        server = psutil.Process(await connection.fetchval("SELECT pg_backend_pid()")).parent()
-        await connection.close()
-        assert server is not None
-        cpu, postgres, began = usage([running]), _with_children(server), time.monotonic()
+        server = await _server(database)
+        cpu, began = _usage(running, server), time.monotonic()
         await asyncio.sleep(seconds)
-        took = time.monotonic() - began
-        return Idle((usage([running]) - cpu).replicas / took, (_with_children(server) - postgres) / took)
+        took, cpu = time.monotonic() - began, _usage(running, server) - cpu
+        return Idle(cpu.replicas / took, cpu.postgres / took)
+
+
+async def _server(database: str) -> psutil.Process:
+    """PostgreSQL's first process, where it runs on this machine."""
+    connection = await asyncpg.connect(database)
+    server = psutil.Process(await connection.fetchval("SELECT pg_backend_pid()")).parent()
+    await connection.close()
+    assert server is not None
+    return server
+
+
+def _usage(running: Replica, server: psutil.Process) -> Usage:
+    """As `ours.usage`; of PostgreSQL, this server alone."""
+    return replace(usage([running]), postgres=_with_children(server))
 
 
 def _with_children(server: psutil.Process) -> float:
