@@ -50,8 +50,8 @@ RULES = (
 )
 WRITES = ("contract/test_store", "integration/test_race_conditions", "integration/test_statements")
 MODULES = (
-    *(Module(f"lifecycle/{name}", RULES, floor) for name, floor in (("rules", 0), ("draft", 0), ("model", 0))),
-    *(Module(f"service/{name}", RULES, floor) for name, floor in (("service", 0), ("batch", 0), ("cache", 0))),
+    *(Module(f"lifecycle/{name}", RULES, floor) for name, floor in (("rules", 98), ("draft", 98), ("model", 71))),
+    *(Module(f"service/{name}", RULES, floor) for name, floor in (("service", 94), ("batch", 91), ("cache", 98))),
     Module("worker", ("unit/test_worker", "unit/test_worker_progress"), floor=62),
     Module("kafka/partition", ("unit/test_partition", "unit/test_partition_lag", "unit/test_partition_revocation"), 93),
     Module("kafka/source", ("unit/test_source", "unit/test_source_group"), floor=90),

@@ -269,3 +269,17 @@ async def test_an_error_inside_stops_the_client_and_is_not_hidden() -> None:
             raise ZeroDivisionError
 
     assert made.is_stopped
+
+
+async def test_a_client_that_cannot_start_is_stopped_and_its_error_is_not_hidden() -> None:
+    class Unstartable(MemoryProducer):
+        async def start(self) -> None:
+            raise ZeroDivisionError
+
+    made = Unstartable(new_cluster())
+
+    with pytest.raises(ZeroDivisionError):
+        async with KafkaProducer.open(SETTINGS, client=lambda **_: made):
+            pytest.fail("it is open")
+
+    assert made.is_stopped
