@@ -11,11 +11,9 @@ from consumer.errors import ConfigurationError
 
 
 def _iso_duration(value: object) -> object:
-    """`90` and `90s`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        return float(value)
-    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+)ms", value)):
-        return int(parts[1]) / 1000
+    """`90` and `90s`, `20ms`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
+    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|ms)?", value)):
+        return float(parts[1]) / (1000 if parts[2] == "ms" else 1)
     if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+d)?((?:[0-9]+h)?(?:[0-9]+m)?(?:[0-9]+s)?)", value)):
         days, time = parts[1] or "", parts[2] and f"T{parts[2]}"
         return f"P{days}{time}".upper()

@@ -48,7 +48,7 @@ async def retried(
     seconds: float | None = None,
     before_sleep: Callable[[BaseException, float], None] = lambda *_: None,
 ) -> T:
-    """What `action` returns, called with 1, 2, 3 ...: as often as it takes, at most `attempts`, or for so many seconds.
+    """What `action` returns, called with 1, 2, 3 ...: as often as it takes, at most `attempts`, or for `seconds` more.
 
     Only `errors` are retried, not those that are `but` as well; the last one is raised when the limit is reached.
     `before_sleep` is called with the error and the delay in seconds.
@@ -59,7 +59,7 @@ async def retried(
     except errors as error:
         if isinstance(error, but):
             raise
-        first = error
+        first = [error]
     stop = stop_after_attempt(attempts) if attempts else stop_after_delay(seconds) if seconds else stop_never
     retrying = AsyncRetrying(
         retry=retry_if_exception(lambda error: isinstance(error, errors) and not isinstance(error, but)),
@@ -73,7 +73,7 @@ async def retried(
     async def again() -> T:
         number: int = retrying.statistics["attempt_number"]
         if number == 1:
-            raise first
+            raise first.pop()  # kept here, it would keep its traceback, and that would keep it
         return await action(number)
 
     return await retrying(again)

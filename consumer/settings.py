@@ -171,7 +171,7 @@ class WorkerSettings(_Group):
     linger: DurationOrNone = Field(
         timedelta(0),
         le=timedelta(seconds=1),
-        description="How long records are gathered after the last ones: later, and cheaper. `20ms`, at most `1s`.",
+        description="How long to gather records after a few: later, and cheaper. `20ms`; at most `1s`.",
     )
     max_buffered: int = Field(12000, ge=1, description="Records buffered per partition before fetching pauses.")
     max_buffered_bytes: int = Field(8 * 2**20, ge=1, description="Bytes buffered per partition before fetching pauses.")

@@ -88,6 +88,8 @@ class Lane:
         self.partition = partition
         self.unacknowledged = 0
         self.publishing: set[asyncio.Task[None]] = set()
+        self.failure: BaseException | None = None
+        """What ended a batch and should not have: a bug."""
         self._publish = publish
         self._patience_seconds = patience_seconds
         self._turn = asyncio.Lock()
@@ -110,7 +112,11 @@ class Lane:
         self.unacknowledged += len(timers)
         task = asyncio.create_task(self._publish_in_turn(timers))
         self.publishing.add(task)
-        task.add_done_callback(self.publishing.discard)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self.publishing.discard(task)
+        self.failure = self.failure or (None if task.cancelled() else task.exception())
 
     async def _publish_in_turn(self, timers: Sequence[DueTimer]) -> None:
         try:
@@ -172,6 +178,8 @@ class Ticker:
 
     async def _round(self) -> bool:
         """A batch of timers; whether more may be due. Its ticks are on their way by then, and no lock is held."""
+        for failure in filter(None, [lane.failure for lane in self._lanes]):
+            raise failure
         try:
             await self._open_lanes()
             limit = await self._room()
@@ -188,7 +196,10 @@ class Ticker:
         return len(due) == limit
 
     async def _open_lanes(self) -> None:
-        for number in range(len(self._lanes), await self._topic.partitions()):
+        """One for each partition. A topic that was made anew may have fewer: what is on its way may still end."""
+        if (partitions := await self._topic.partitions()) < len(self._lanes):
+            self._lanes = []
+        for number in range(len(self._lanes), partitions):
             self._lanes.append(Lane(number, partial(self._publish, number), self._settings.interval_seconds))
 
     @property

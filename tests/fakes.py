@@ -41,9 +41,12 @@ class MemoryTickTopic:
         self.batches: list[int] = []
         self.refuse: set[int] = set()
         self._patience_seconds = patience_seconds
+        self.make(partitions)
+
+    def make(self, partitions: int) -> None:
+        """Anew, perhaps with another number of partitions."""
         self._leaders = {number: asyncio.Event() for number in range(partitions)}
-        for number in self._leaders:
-            self.come_back(number)
+        self.come_back(*self._leaders)
 
     def go_away(self, *partitions: int) -> None:
         for number in partitions:

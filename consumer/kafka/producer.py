@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -89,13 +89,14 @@ class KafkaProducer:
     def _replace(self, client: AIOKafkaProducer) -> None:
         """By another one with the next send. What others have sent with this one is acknowledged, or fails too."""
         self._client = None
-        stopping = asyncio.create_task(_stop(client, seconds=None))
+        stopping = asyncio.create_task(_stop(client))
         self._replaced.add(stopping)
         stopping.add_done_callback(self._replaced.discard)
 
     async def _stop(self) -> None:
         for stopping in self._replaced:
             stopping.cancel()
+        await asyncio.gather(*self._replaced, return_exceptions=True)
         if self._client is not None:
             await _stop(self._client)
 
@@ -103,20 +104,20 @@ class KafkaProducer:
         """Sends (key, value) pairs, partitioned by murmur2 of the key. Raises `UnavailableError`."""
         async with self._sending() as client:
             sent = [await _send(client, topic, key, value) for key, value in records]
-            await asyncio.gather(*sent)
+            await _acknowledged(sent)
 
     async def send_records(self, records: Iterable[Record]) -> None:
         """Sends records to their topics as they are, partitioned by murmur2 of the key. Raises `UnavailableError`."""
         async with self._sending() as client:
             sent = [await _send(client, record.topic, record.key, record.value, record.headers) for record in records]
-            await asyncio.gather(*sent)
+            await _acknowledged(sent)
 
     async def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         async with self._sending() as client:
             try:
                 sent = [await self._enqueue(client, dead_letter) for dead_letter in dead_letters]
-                await asyncio.gather(*sent)
+                await _acknowledged(sent)
             except MessageSizeTooLargeError as error:
                 topic = self._settings.dead_letter_topic
                 raise PartitionStoppedError(
@@ -149,6 +150,13 @@ async def _send(
     return await client.send_batch(batch, topic, partition=min(partitions))
 
 
-async def _stop(client: AIOKafkaProducer, seconds: float | None = STOP_SECONDS) -> None:
+async def _acknowledged(sent: Sequence[Awaitable[Any]]) -> None:
+    """Waits for all of them, and raises the first error."""
+    for result in await asyncio.gather(*sent, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _stop(client: AIOKafkaProducer) -> None:
     with contextlib.suppress(TimeoutError, KafkaError):
-        await asyncio.wait_for(client.stop(), seconds)
+        await asyncio.wait_for(client.stop(), STOP_SECONDS)

@@ -139,8 +139,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
             wanted = [tp for tp, partition in self._assigned.items() if partition.wants_records]
             # Polled even with nothing to fetch: that is how errors of the group come to light.
             with classified():
-                some = await self._fetch(wanted or [NOWHERE], POLL_SECONDS if wanted else POLL_SECONDS / 4)
-            if some and self._worker.linger:
+                count = await self._fetch(wanted or [NOWHERE], POLL_SECONDS if wanted else POLL_SECONDS / 4)
+            if 0 < count < self._worker.max_batch and self._worker.linger:
                 await self._gather(wanted)
 
     async def _gather(self, wanted: Sequence[TopicPartition]) -> None:
@@ -151,8 +151,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         started = {tp for tp, partition in self._assigned.items() if partition.next_offset is not None}
         self._client.resume(*self._client.assignment() & started)
 
-    async def _fetch(self, wanted: Sequence[TopicPartition], seconds: float) -> bool:
-        """Whether any records came."""
+    async def _fetch(self, wanted: Sequence[TopicPartition], seconds: float) -> int:
+        """How many records came."""
         try:
             fetched = await self._client.getmany(
                 *wanted, timeout_ms=milliseconds(seconds), max_records=self._worker.max_buffered
@@ -160,13 +160,13 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         except OffsetOutOfRangeError as error:
             for tp in self._assigned.keys() & set(error.args[0]):
                 self._assigned[tp].fail("the next record is no longer in the log")
-            return False
+            return 0
         except UNREADABLE as error:
             await self._find_unreadable(wanted, error)
-            return False
+            return 0
         for tp, records in fetched.items():
             self._deliver(tp, records)
-        return bool(fetched)
+        return sum(map(len, fetched.values()))
 
     async def _find_unreadable(self, wanted: Sequence[TopicPartition], error: Exception) -> None:
         """Stops the one partition whose next record the client cannot read; all are fetched again, one by one."""

@@ -11,10 +11,10 @@ from consumer.lifecycle.model import Status
 
 SECONDS = 600.0
 """Limit on a report: it reads more than a writer does, and may take longer."""
-# Writers look every row up by its key; a report reads whole tables.
+# Writers look every row up by its key; a report reads whole tables, and how depends on its period.
 _FOR_REPORTS = f"""
     SET LOCAL statement_timeout = '{SECONDS:.0f}s'; SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on;
-    SET LOCAL enable_mergejoin = on; SET TRANSACTION READ ONLY"""
+    SET LOCAL enable_mergejoin = on; SET LOCAL plan_cache_mode = force_custom_plan; SET TRANSACTION READ ONLY"""
 _OPENED = "SELECT count(*) FROM conversation_session WHERE opened_at >= $1 AND opened_at < $2"
 _CLOSINGS = """
     SELECT (closed_at AT TIME ZONE 'UTC')::date, status, close_reason, count(*) FROM conversation_session

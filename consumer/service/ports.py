@@ -48,12 +48,15 @@ class Locking(Enum):
 
 
 class Attempt(Protocol):
-    """A transaction that has read, and is to `save` what was decided: the offset moves with its commit."""
+    """It has read, and is to `save` what was decided: the offset moves with that."""
 
     snapshot: Snapshot
 
     async def save(self, decided: Decided) -> Lost:
-        """Writes every change whose version still stands, and names the others. If there are any, the offset stays."""
+        """Writes every change whose version still stands, and names the others. If there are any, the offset stays.
+
+        Raises `StoreError` (`StaleOwnerError` too) and `UnavailableError`.
+        """
 
 
 class Store(Protocol):
@@ -62,11 +65,12 @@ class Store(Protocol):
     def attempt(
         self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations
     ) -> AbstractAsyncContextManager[Attempt]:
-        """A transaction, committed at the end of the block. Raises `StoreError` and `UnavailableError`.
+        """What is saved is committed by the end of the block. Raises `StoreError` and `UnavailableError`.
 
-        Under the guard of `progress` (`StaleOwnerError`) it reads the conversations that are no longer at the version
-        `cached`, *then* which events are known, and now; older sessions where an event may belong to one. What was
-        read outside the guard might be of a time that a rewind has undone.
+        It reads the conversations that are no longer at the version `cached`, *then* which events are known, and now;
+        older sessions where an event may belong to one. `StaleOwnerError` comes before anything is written. What was
+        read before the guard of `progress` might be of a time that a rewind has undone: it is used only if nothing can
+        have been undone between the two.
         """
 
 

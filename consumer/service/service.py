@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from random import Random
 
 from consumer.decoding import checked
-from consumer.errors import ConcurrencyError, ContentionError, RefusedError, StoreError, UnavailableError
+from consumer.errors import (
+    ConcurrencyError,
+    ContentionError,
+    RefusedError,
+    StaleOwnerError,
+    StoreError,
+    UnavailableError,
+)
 from consumer.lifecycle.model import Change, Conversation, Event, Outcome, Policy
 from consumer.lifecycle.rules import fold
 from consumer.observability.metrics import Metrics
@@ -166,9 +173,10 @@ class ConversationService:
             batch.lose([(change, error.reason) for change in changes])
             self._metrics.attempted(changes, "conflict")
             raise
-        except (StoreError, UnavailableError):
+        except (StoreError, UnavailableError) as error:
             batch.cache.clear()
-            self._metrics.attempted(decided.changes if decided else (), "error")
+            failed = decided is not None and not isinstance(error, StaleOwnerError)
+            self._metrics.attempted(decided.changes if decided and failed else (), "error")
             raise
         self._metrics.lock_escalations.inc(len(events) if locking is Locking.PESSIMISTIC else 0)
         batch.committed(step)

@@ -32,7 +32,7 @@ class HookedStore(PostgresStore):
         """All is read, nothing is written."""
 
     def committing(self) -> None:
-        """All is written, nothing is committed."""
+        """All is written. Nothing is committed, unless the attempt was one of few events (`few`)."""
 
     def committed(self) -> None:
         """In the database, and not yet known to anybody else."""

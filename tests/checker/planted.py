@@ -94,6 +94,7 @@ def _moved(change: Change, version: int) -> Change:
 def plant_version() -> type[PostgresStore]:
     assert statements.update_statement(statements.VERSION_GUARD) == statements.UPDATE
     statements.UPDATE = statements.update_statement("TRUE")
+    assert few.write_statement(statements.VERSION_GUARD, statements.OFFSET_GUARD) == few.WRITE_AND_ADVANCE
     few.WRITE_AND_ADVANCE = few.write_statement("TRUE", statements.OFFSET_GUARD)
     few.WRITE = few.write_statement("TRUE", None)
     return PostgresStore

@@ -11,19 +11,23 @@ import pytest
 from consumer.errors import ContentionError, StaleOwnerError, UnavailableError
 from consumer.lifecycle.model import Conversation, Event, Outcome, Policy, Status
 from consumer.lifecycle.rules import fold
+from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres.store import PostgresStore
 from consumer.service import service
+from consumer.service.batch import Batch
 from consumer.service.ports import Attempt, Decided, Locking, Lost, Snapshot
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryStore
+from tests.races import counted
 from tests.stack.roles import copy_for_app
 from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 3)
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR NO KEY UPDATE%'"
+BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
 END_OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"""
@@ -325,6 +329,98 @@ class TestOffsets:
 
         assert await store.conversation("c-1") == ([], 0)
         assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7)
+
+
+class TestAttemptOfFewThatWaits:
+    """Its one statement waits for a row under a snapshot from before, on PostgreSQL."""
+
+    @pytest.fixture
+    async def postgres(self, stack: Services, template: str) -> AsyncIterator[tuple[PostgresStore, asyncpg.Connection]]:
+        """A store that waits for locks, and somebody else."""
+        async with copy_for_app(stack.postgres, template) as url, opened(url, lock_timeout_seconds=20) as store:
+            other = await asyncpg.connect(url)
+            yield store, other
+            await other.close()
+
+    async def test_for_its_offset_finds_that_another_owner_has_committed(
+        self, postgres: tuple[PostgresStore, asyncpg.Connection]
+    ) -> None:
+        store, other = postgres
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        event = message(at=NOW)
+
+        async with other.transaction():
+            await other.execute("UPDATE kafka_offset SET mark = 9")
+            decided = decide(await load(store, event), event)
+            saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12)))
+            await until_it_waits(other)
+
+        with pytest.raises(StaleOwnerError):
+            await saving
+        assert await store.conversation("c-1") == ([], 0)
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7, 9)
+
+    async def test_for_its_offset_goes_on_where_another_owner_has_given_up(
+        self, postgres: tuple[PostgresStore, asyncpg.Connection]
+    ) -> None:
+        store, other = postgres
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        event = message(at=NOW)
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("UPDATE kafka_offset SET mark = 9")
+
+        decided = decide(await load(store, event), event)
+        saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12, next_mark=5)))
+        await until_it_waits(other)
+        await transaction.rollback()
+
+        assert not await saving
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 12, 5)
+
+    @pytest.mark.parametrize(
+        ("change", "lost"), [("version = version + 1", {"c-1": "version"}), ("wake_at = now()", {})]
+    )
+    async def test_for_a_conversation_loses_to_another_version_alone(
+        self, postgres: tuple[PostgresStore, asyncpg.Connection], change: str, lost: dict[str, str]
+    ) -> None:
+        store, other = postgres
+        await store.create_offset(PLACE, StoredOffset("cluster", 7))
+        await write(store, message(at=NOW - MINUTE))
+        event = message(at=NOW)
+
+        async with other.transaction():
+            await other.execute(f"UPDATE conversation SET {change}")
+            decided = decide(await load(store, event), event)
+            saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12, next_mark=5)))
+            await until_it_waits(other)
+
+        assert await saving == lost
+        assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7 if lost else 12, 5)
+        assert len(await store.history("c-1")) == (1 if lost else 2)
+
+    async def test_for_its_offset_for_long_is_an_outage_and_no_conflict(self, stack: Services, template: str) -> None:
+        metrics = Metrics()
+        async with copy_for_app(stack.postgres, template) as url, opened(url, metrics) as store:
+            await store.create_offset(PLACE, StoredOffset("cluster", 7))
+            other = await asyncpg.connect(url)
+            batch = Batch([message(at=NOW)], Progress(PLACE, 7, 12))
+
+            async with other.transaction():
+                await other.execute("UPDATE kafka_offset SET mark = 9")
+                with pytest.raises(UnavailableError, match="another owner"):
+                    await service.ConversationService(store, metrics=metrics).consume(batch, asyncio.sleep)
+
+            await other.close()
+            assert counted(metrics, "conversation_write_attempts_total", result="conflict") == 0
+            assert await store.conversation("c-1") == ([], 0)
+
+
+async def until_it_waits(connection: asyncpg.Connection) -> None:
+    """For the end of the connection's own transaction."""
+    async with asyncio.timeout(20):
+        while not await connection.fetchval(BLOCKED):  # noqa: ASYNC110 - another session waits
+            await asyncio.sleep(0.01)
 
 
 class TestLockedRows:

@@ -283,7 +283,7 @@ class Schedule:
             await self._start_anew(replica)
         else:
             await replica.release()
-            replica.hears = True
+            replica.hears = not replica.stops  # it may have been told to in the meantime
 
     async def _move_to_another_cluster(self) -> None:
         """Everybody who is in touch is stopped, and started with the other cluster."""

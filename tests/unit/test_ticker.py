@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -177,3 +178,30 @@ async def test_stopping_waits_for_ticks_in_flight_but_not_for_long() -> None:
 
     assert ended_at == 6
     assert subject.ticks("emitted") == 1
+
+
+async def test_a_topic_made_anew_with_fewer_partitions_gets_ticks_on_those() -> None:
+    subject = Subject()
+    await subject.let_expire(20)
+    running = asyncio.create_task(subject.run_for(1000))
+    await asyncio.sleep(1)
+    before = subject.ticks("emitted")
+
+    subject.topic.make(1)
+    await running
+
+    assert before == 20
+    assert subject.ticks("emitted") >= 40
+    assert subject.ticks("failed") == 0
+
+
+async def test_a_bug_while_publishing_ends_the_ticker() -> None:
+    class Broken(MemoryTickTopic):
+        async def publish(self, partition: int, ticks: Sequence[tuple[bytes, bytes]]) -> None:
+            raise ZeroDivisionError
+
+    subject = Subject(topic=Broken(PARTITIONS))
+    await subject.let_expire(1)
+
+    with pytest.raises(ZeroDivisionError):
+        await subject.run_for(10)
