@@ -1,4 +1,4 @@
-"""Where a PostgreSQL client's COMMIT lies in the bytes that it sends."""
+"""Where a PostgreSQL client commits in what it sends: at a COMMIT, or with a statement that writes at once."""
 
 import struct
 from typing import NamedTuple
@@ -8,6 +8,12 @@ ENCRYPTION_REQUESTS = (80877103, 80877104)
 """Of TLS and of GSSAPI. Each is as a start-up packet, and refused by our servers; the real one follows."""
 LONGEST_COMMIT = 32
 """Bytes of a query that may be nothing but COMMIT."""
+
+
+NAMES_BYTES = 64
+"""Of a Bind, so many hold the names of its portal and its statement."""
+WRITES_AT_ONCE = b"WITH guard AS"
+"""Part of a statement that is never within a transaction: see `consumer.postgres.few`."""
 
 
 class Span(NamedTuple):
@@ -26,9 +32,12 @@ class ClientMessages:
         """The beginning of a message: up to its length, or all of it where its content matters."""
         self._wanted_bytes = LENGTH.size
         self._skipped_bytes = 0
+        self._writing_at_once: set[bytes] = set()
+        """Names of prepared statements."""
+        self._is_writing = False
 
     def feed(self, data: bytes) -> Span | None:
-        """The next bytes of the client. Where the first simple query COMMIT that ends in them lies."""
+        """The next bytes of the client. Where the first message that commits, and ends in them, lies."""
         found: Span | None = None
         position = start = 0
         while position < len(data):
@@ -47,22 +56,46 @@ class ClientMessages:
         return found
 
     def _take_head(self) -> bool:
-        """Acts on as much of a message as was wanted; whether it is a whole COMMIT."""
+        """Acts on as much of a message as was wanted; whether it commits."""
         prefix = 0 if self._is_starting else 1
         total = prefix + LENGTH.unpack_from(self._head, prefix)[0]
-        matters = self._is_starting or (self._head[:1] == b"Q" and total <= LONGEST_COMMIT)
-        if matters and len(self._head) < total:
-            self._wanted_bytes = total
+        wanted = min(total, prefix + LENGTH.size + self._content_bytes(total))
+        if len(self._head) < wanted:
+            self._wanted_bytes = wanted
             return False
-        is_commit = not self._is_starting and matters and _is_commit(self._head[prefix + LENGTH.size :])
+        commits = not self._is_starting and self._commits(bytes(self._head[prefix + LENGTH.size :]))
         if self._is_starting:
             code = LENGTH.unpack_from(self._head, LENGTH.size)[0]
             self._is_starting = code in ENCRYPTION_REQUESTS
         self._skipped_bytes = max(0, total - len(self._head))
         self._head.clear()
         self._wanted_bytes = LENGTH.size + (0 if self._is_starting else 1)
-        return is_commit
+        return commits
+
+    def _content_bytes(self, total: int) -> int:
+        """How much of the message's content matters."""
+        if self._is_starting or self._head[:1] == b"P":
+            return total
+        if self._head[:1] == b"Q":
+            return total if total <= LONGEST_COMMIT else 0
+        return NAMES_BYTES if self._head[:1] == b"B" else 0
+
+    def _commits(self, content: bytes) -> bool:
+        match bytes(self._head[:1]):
+            case b"Q":
+                return _is_commit(content)
+            case b"P":
+                name, sql, *_ = content.split(b"\0")
+                if WRITES_AT_ONCE in sql:
+                    self._writing_at_once.add(name)
+            case b"B":
+                _, name, *_ = content.split(b"\0")
+                self._is_writing = name in self._writing_at_once
+            case b"S":
+                is_writing, self._is_writing = self._is_writing, False
+                return is_writing
+        return False
 
 
-def _is_commit(query: bytearray) -> bool:
-    return bytes(query).rstrip(b"\0").rstrip(b"; \n").lstrip().upper() in (b"COMMIT", b"END", b"COMMIT TRANSACTION")
+def _is_commit(query: bytes) -> bool:
+    return query.rstrip(b"\0").rstrip(b"; \n").lstrip().upper() in (b"COMMIT", b"END", b"COMMIT TRANSACTION")

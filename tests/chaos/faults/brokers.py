@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -141,12 +142,14 @@ async def transactions(rig: Rig) -> None:
             records = rig.traffic.records(20)
             try:
                 await _send_in_transaction(rig, producer, records, commit=True)
-            except KafkaError:  # a broker is away: nobody knows whether the transaction was committed
+            except KafkaError:  # a broker is away: nobody knows whether it was committed, and the producer is done for
                 await rig.sender.send(records)
+                return
     except KafkaError:
         return
     finally:
-        await producer.stop()
+        with suppress(KafkaError):
+            await producer.stop()
 
 
 def _nobodys_events(rig: Rig) -> Sequence[Record]:
