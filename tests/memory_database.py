@@ -180,7 +180,12 @@ class Transaction:
         """Guard, rows and all that belongs to them in one statement, as long as its locks take."""
         await self.statement("write")
         if progress is not None:
-            await self._hold(progress)
+            try:
+                await self._hold(progress)
+            except ContentionError as error:
+                if any(change.rows for change in decided.changes):
+                    raise
+                raise UnavailableError("another owner holds the partition's offset row") from error
         lost = await self._stage_rows(decided, wait=True)
         self._stage_the_rest(decided, progress, lost)
         return lost

@@ -11,6 +11,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from consumer.errors import UnavailableError
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
 from consumer.kafka.placement import home_of
+from consumer.kafka.producer import KafkaProducer
 from consumer.settings import KafkaSettings
 
 MAX_BATCH_BYTES = 512 * 1024
@@ -112,6 +113,9 @@ class TickProducer:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: KafkaSettings, topic: str) -> AsyncIterator["TickProducer"]:
+        # An idempotent one is told at its start that it may not write; this one would be told with the first tick.
+        async with KafkaProducer.open(settings):
+            pass
         producer = AIOKafkaProducer(
             **connection_arguments(settings), acks="all", compression_type="lz4", max_batch_size=TICK_BATCH_BYTES
         )
