@@ -1,4 +1,4 @@
-"""A partition of the log in a list: `tests/contract/test_partition_log.py` holds it to the promises of the real one."""
+"""Partitions of the log in a list; `tests/contract/test_partition_log.py` holds `MemoryLog` to the real one."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -71,3 +71,39 @@ class MemoryLog:
         if not self.is_revoked():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), seconds)
+
+
+class FiniteLog:
+    """See `worker.PartitionLog`: given up once all of it is taken."""
+
+    def __init__(self, partition: Partition, records: Sequence[Record]) -> None:
+        self.partition = partition
+        self.records = records
+        self.position = 0
+
+    async def cluster_id(self) -> str:
+        return "cluster"
+
+    async def bounds(self) -> tuple[int, int]:
+        return 0, len(self.records)
+
+    def seek(self, offset: int) -> None:
+        self.position = offset
+
+    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
+        taken = self.records[self.position : self.position + limit]
+        self.position += len(taken)
+        return taken
+
+    def is_revoked(self) -> bool:
+        return self.position >= len(self.records)
+
+    def applied(self, next_offset: int) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    async def revoked_within(self, seconds: float) -> bool:
+        await asyncio.sleep(seconds)
+        return False

@@ -11,7 +11,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from consumer.errors import UnavailableError
 from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
 from consumer.kafka.placement import home_of
-from consumer.kafka.producer import KafkaProducer
+from consumer.kafka.producer import KafkaProducer, acknowledged
 from consumer.settings import KafkaSettings
 
 MAX_BATCH_BYTES = 512 * 1024
@@ -69,10 +69,7 @@ class BulkProducer:
         by_partition: dict[int, list[KeyAndValue]] = {}
         for record in records:
             by_partition.setdefault(home_of(record[0], partitions), []).append(record)
-        sent = [publish(producer, self._topic, partition, some) for partition, some in by_partition.items()]
-        # All are awaited, so that none goes on behind an error; the first error says what is wrong.
-        for failure in filter(None, await asyncio.gather(*sent, return_exceptions=True)):
-            raise failure
+        await acknowledged(publish(producer, self._topic, number, some) for number, some in by_partition.items())
 
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is None:

@@ -104,20 +104,20 @@ class KafkaProducer:
         """Sends (key, value) pairs, partitioned by murmur2 of the key. Raises `UnavailableError`."""
         async with self._sending() as client:
             sent = [await _send(client, topic, key, value) for key, value in records]
-            await _acknowledged(sent)
+            await acknowledged(sent)
 
     async def send_records(self, records: Iterable[Record]) -> None:
         """Sends records to their topics as they are, partitioned by murmur2 of the key. Raises `UnavailableError`."""
         async with self._sending() as client:
             sent = [await _send(client, record.topic, record.key, record.value, record.headers) for record in records]
-            await _acknowledged(sent)
+            await acknowledged(sent)
 
     async def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         """See `worker.DeadLetters`."""
         async with self._sending() as client:
             try:
                 sent = [await self._enqueue(client, dead_letter) for dead_letter in dead_letters]
-                await _acknowledged(sent)
+                await acknowledged(sent)
             except MessageSizeTooLargeError as error:
                 topic = self._settings.dead_letter_topic
                 raise PartitionStoppedError(
@@ -150,8 +150,8 @@ async def _send(
     return await client.send_batch(batch, topic, partition=min(partitions))
 
 
-async def _acknowledged(sent: Sequence[Awaitable[Any]]) -> None:
-    """Waits for all of them, and raises the first error."""
+async def acknowledged(sent: Iterable[Awaitable[Any]]) -> None:
+    """Waits for all, so that none goes on behind an error, and raises the first one, which says what is wrong."""
     for result in await asyncio.gather(*sent, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

@@ -26,7 +26,7 @@ from tests.benchmarks.ours import Usage, busy_seconds, passed, replicas, saves, 
 from tests.benchmarks.report import table
 from tests.benchmarks.sender import READY, Errand, Sent
 from tests.benchmarks.workload import PACE, Workload
-from tests.stack.database import APPLIED, execute
+from tests.stack.database import APPLIED, connected, execute
 from tests.stack.process import DevstackError
 from tests.stack.replica import Replica
 
@@ -227,15 +227,6 @@ async def _paced(
     cpu = usage(running) - cpu
     others = (busy_seconds() - busy - cpu.replicas - cpu.postgres - cpu.kafka) / (time.monotonic() - began)
     return Cost(end - int(start), await saves(running) - before, cpu, others, sent)
-
-
-@asynccontextmanager
-async def connected(database: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def _flushes(database: str) -> Flushes:

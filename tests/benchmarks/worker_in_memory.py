@@ -18,50 +18,24 @@ from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings, WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.benchmarks.workload import PACE, Workload
+from tests.memory_log import FiniteLog
 from tests.stack.database import new_database
 
 
-class LogInMemory:
-    """See `worker.PartitionLog`: given up once all of it is taken.
-
-    After the `opening` it hands out so many records at a time, or as many as are wanted.
-    """
+class LogInMemory(FiniteLog):
+    """After the `opening` it hands out so many records at a time, or as many as are wanted."""
 
     def __init__(self, records: Sequence[Record], opening: int = 0, at_a_time: int | None = None) -> None:
-        self.partition = Partition("profile", "events", 0)
-        self._records = records
+        super().__init__(Partition("profile", "events", 0), records)
         self._opening = opening
         self._at_a_time = at_a_time
-        self._next = 0
-
-    async def cluster_id(self) -> str:
-        return "none"
-
-    async def bounds(self) -> tuple[int, int]:
-        return 0, len(self._records)
-
-    def seek(self, offset: int) -> None:
-        self._next = offset
 
     async def take(self, limit: int, seconds: float) -> Sequence[Record]:
-        if self._next < self._opening:
-            limit = min(limit, self._opening - self._next)
+        if self.position < self._opening:
+            limit = min(limit, self._opening - self.position)
         elif self._at_a_time:
             limit = min(limit, self._at_a_time)
-        taken = self._records[self._next : self._next + limit]
-        self._next += len(taken)
-        return taken
-
-    def is_revoked(self) -> bool:
-        return self._next >= len(self._records)
-
-    def applied(self, next_offset: int) -> None: ...
-
-    def pause(self) -> None: ...
-
-    async def revoked_within(self, seconds: float) -> bool:
-        await asyncio.sleep(seconds)
-        return False
+        return await super().take(limit, seconds)
 
 
 class NoDeadLetters:

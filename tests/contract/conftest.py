@@ -1,11 +1,20 @@
 """Clients of Kafka, in memory and real."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from tests.contract.kafka_clients import Subject, memory_clients, real_clients
+from tests.stack.kafka_broker import KafkaBroker
 from tests.stack.services import Services
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[KafkaBroker]:
+    """One that its tests may freeze."""
+    made = KafkaBroker()
+    yield made
+    made.stop()
 
 
 @pytest.fixture

@@ -32,13 +32,6 @@ class Outage:
     end: Callable[[], None]
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[KafkaBroker]:
-    made = KafkaBroker()
-    yield made
-    made.stop()
-
-
 @pytest.fixture
 async def in_memory() -> AsyncIterator[Outage]:
     async with memory_clients() as clients:

@@ -21,6 +21,7 @@ from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryStore
 from tests.races import counted
+from tests.stack.database import connected
 from tests.stack.roles import copy_for_app
 from tests.stack.services import Services
 
@@ -337,10 +338,12 @@ class TestAttemptOfFewThatWaits:
     @pytest.fixture
     async def postgres(self, stack: Services, template: str) -> AsyncIterator[tuple[PostgresStore, asyncpg.Connection]]:
         """A store that waits for locks, and somebody else."""
-        async with copy_for_app(stack.postgres, template) as url, opened(url, lock_timeout_seconds=20) as store:
-            other = await asyncpg.connect(url)
+        async with (
+            copy_for_app(stack.postgres, template) as url,
+            opened(url, lock_timeout_seconds=20) as store,
+            connected(url) as other,
+        ):
             yield store, other
-            await other.close()
 
     async def test_for_its_offset_finds_that_another_owner_has_committed(
         self, postgres: tuple[PostgresStore, asyncpg.Connection]
@@ -351,9 +354,7 @@ class TestAttemptOfFewThatWaits:
 
         async with other.transaction():
             await other.execute("UPDATE kafka_offset SET mark = 9")
-            decided = decide(await load(store, event), event)
-            saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12)))
-            await until_it_waits(other)
+            saving = await saving_behind(other, store, event)
 
         with pytest.raises(StaleOwnerError):
             await saving
@@ -370,9 +371,7 @@ class TestAttemptOfFewThatWaits:
         await transaction.start()
         await other.execute("UPDATE kafka_offset SET mark = 9")
 
-        decided = decide(await load(store, event), event)
-        saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12, next_mark=5)))
-        await until_it_waits(other)
+        saving = await saving_behind(other, store, event)
         await transaction.rollback()
 
         assert not await saving
@@ -391,9 +390,7 @@ class TestAttemptOfFewThatWaits:
 
         async with other.transaction():
             await other.execute(f"UPDATE conversation SET {change}")
-            decided = decide(await load(store, event), event)
-            saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12, next_mark=5)))
-            await until_it_waits(other)
+            saving = await saving_behind(other, store, event)
 
         assert await saving == lost
         assert await store.stored_offset(PLACE) == StoredOffset("cluster", 7 if lost else 12, 5)
@@ -401,9 +398,12 @@ class TestAttemptOfFewThatWaits:
 
     async def test_for_its_offset_for_long_is_an_outage_and_no_conflict(self, stack: Services, template: str) -> None:
         metrics = Metrics()
-        async with copy_for_app(stack.postgres, template) as url, opened(url, metrics) as store:
+        async with (
+            copy_for_app(stack.postgres, template) as url,
+            opened(url, metrics) as store,
+            connected(url) as other,
+        ):
             await store.create_offset(PLACE, StoredOffset("cluster", 7))
-            other = await asyncpg.connect(url)
             batch = Batch([message(at=NOW)], Progress(PLACE, 7, 12))
 
             async with other.transaction():
@@ -411,16 +411,18 @@ class TestAttemptOfFewThatWaits:
                 with pytest.raises(UnavailableError, match="another owner"):
                     await service.ConversationService(store, metrics=metrics).consume(batch, asyncio.sleep)
 
-            await other.close()
             assert counted(metrics, "conversation_write_attempts_total", result="conflict") == 0
             assert await store.conversation("c-1") == ([], 0)
 
 
-async def until_it_waits(connection: asyncpg.Connection) -> None:
-    """For the end of the connection's own transaction."""
+async def saving_behind(holder: asyncpg.Connection, store: AnyStore, event: Event) -> asyncio.Task[Lost]:
+    """Reads, decides and begins to save; returns once that waits for the end of the holder's transaction."""
+    decided = decide(await load(store, event), event)
+    saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12, next_mark=5)))
     async with asyncio.timeout(20):
-        while not await connection.fetchval(BLOCKED):  # noqa: ASYNC110 - another session waits
+        while not await holder.fetchval(BLOCKED):  # noqa: ASYNC110 - another session waits
             await asyncio.sleep(0.01)
+    return saving
 
 
 class TestLockedRows:

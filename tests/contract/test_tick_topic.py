@@ -40,13 +40,6 @@ class Subject:
                 await self.topic.publish(number, own)
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[KafkaBroker]:
-    made = KafkaBroker()
-    yield made
-    made.stop()
-
-
 @pytest.fixture
 def in_memory() -> Subject:
     topic = MemoryTickTopic(PARTITIONS, PATIENCE_SECONDS)

@@ -29,6 +29,7 @@ from tests.checker.evidence import conversations
 from tests.checker.ledger import Evidence, Ledger, Letter, Published, Verdict
 from tests.checker.verdicts import event_in, liveness, safety
 from tests.fuzz.records import Fuzzer, Made
+from tests.memory_log import FiniteLog
 from tests.stack.database import new_database
 from tests.stack.services import Services, services
 
@@ -43,41 +44,13 @@ REACHING_APPLY = 0.3
 """Share of the records that must be events, or the fuzzer finds out little."""
 
 
-class FuzzedLog:
-    """See `worker.PartitionLog`: the records of one partition."""
+class FuzzedLog(FiniteLog):
+    """The records of one partition."""
 
     def __init__(self, number: int, made: Sequence[Made]) -> None:
-        self.partition = Partition("group", "events", number)
         now = round(time.time() * 1000)
-        self.records = [Record("events", number, i, now, one.key, one.value) for i, one in enumerate(made)]
-        self._position = 0
-
-    async def cluster_id(self) -> str:
-        return "cluster"
-
-    async def bounds(self) -> tuple[int, int]:
-        return 0, len(self.records)
-
-    def seek(self, offset: int) -> None:
-        self._position = offset
-
-    async def take(self, limit: int, seconds: float) -> Sequence[Record]:
-        taken = self.records[self._position : self._position + limit]
-        self._position += len(taken)
-        return taken
-
-    def is_revoked(self) -> bool:
-        return self._position >= len(self.records)
-
-    def applied(self, next_offset: int) -> None:
-        pass
-
-    def pause(self) -> None:
-        pass
-
-    async def revoked_within(self, seconds: float) -> bool:
-        await asyncio.sleep(seconds)
-        return False
+        records = [Record("events", number, i, now, one.key, one.value) for i, one in enumerate(made)]
+        super().__init__(Partition("group", "events", number), records)
 
 
 @dataclass

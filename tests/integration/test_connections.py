@@ -17,6 +17,7 @@ from consumer.errors import UnavailableError
 from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
 from tests.conftest import opened
+from tests.stack.database import connected
 from tests.stack.postgres_server import PostgresServer
 from tests.stack.proxy import Proxy
 
@@ -34,15 +35,6 @@ def no_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-@asynccontextmanager
-async def observer(url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def connections(connection: asyncpg.Connection) -> int:
@@ -106,7 +98,7 @@ class TestLostConnections:
     async def test_thirty_lost_connections_leave_no_more_at_the_server_than_the_pool_holds(
         self, store: PostgresStore, database: str
     ) -> None:
-        async with observer(database) as server:
+        async with connected(database) as server:
             losses = 0
             async with asyncio.timeout(60):
                 while losses < 30:
@@ -120,7 +112,7 @@ class TestLostConnections:
     async def test_a_connection_in_use_when_another_is_lost_is_closed_once_it_is_returned(
         self, store: PostgresStore, database: str
     ) -> None:
-        async with observer(database) as server:
+        async with connected(database) as server:
             async with store._connection("load") as in_use:
                 assert await store.answers()
                 await server.fetchval(f"SELECT pg_terminate_backend(pid) {OURS} AND pid <> $1", in_use.get_server_pid())
@@ -136,7 +128,7 @@ class TestLostConnections:
     async def test_one_lost_connection_costs_the_others_theirs_only_once(
         self, store: PostgresStore, database: str
     ) -> None:
-        async with observer(database) as server:
+        async with connected(database) as server:
             await at_once(store)
             await server.fetch(f"SELECT pg_terminate_backend(pid) {OURS}")
             await at_once(store)
@@ -159,7 +151,7 @@ class TestRestart:
                         await asyncio.to_thread(server.restart)
                         await eventually(store.answers, "the database answers again")
 
-                async with observer(server.dsn) as watching:
+                async with connected(server.dsn) as watching:
                     await at_most_a_pool(watching)
                 assert open_sockets() <= sockets
         finally:
@@ -171,7 +163,7 @@ class TestHalfOpenNetwork:
         address = urlsplit(database)
         assert address.hostname is not None
         assert address.port is not None
-        async with Proxy.open(address.hostname, address.port) as network, observer(database) as server:
+        async with Proxy.open(address.hostname, address.port) as network, connected(database) as server:
             user, _, _ = address.netloc.rpartition("@")
             through = address._replace(netloc=f"{user}@127.0.0.1:{network.port}").geturl()
             async with opened(

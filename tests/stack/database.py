@@ -33,6 +33,16 @@ async def new_database(
         await execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the driver's, for as long as the block lasts."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def execute(url: str, sql: str) -> None:
     try:
         connection = await asyncpg.connect(url)
