@@ -72,8 +72,9 @@ class Member:
             replica.send(number)
         return await replica.process.wait()
 
-    def has_logged(self, text: str) -> bool:
-        return text in self._log.read_text(errors="replace")
+    def count_in_log(self, text: str) -> int:
+        """Of all its processes so far."""
+        return self._log.read_text(errors="replace").count(text)
 
     def was_ended(self, replica: Replica) -> bool:
         """Whether somebody has ended this process, so that what it does proves nothing."""

@@ -16,16 +16,21 @@ from consumer.commands.output import print_error
 from consumer.commands.replica import consume
 from consumer.errors import ConsumerError
 from consumer.observability import logs
+from consumer.postgres.attempt import PostgresAttempt
+from consumer.postgres.store import PostgresStore
+from consumer.service.ports import EventsById
 from tests.checker.hooked_store import HookedStore
 
 VARIABLE = "FAILPOINT"
 
 
 class Place(StrEnum):
-    """Where a transaction that writes events may fail."""
+    """Where an attempt that writes events may fail."""
 
+    BEGAN = "began"
+    """All is read, nothing is written; few events have no transaction yet."""
     COMMITTING = "committing"
-    """All is written, nothing is committed."""
+    """All is written, nothing is committed. Every attempt is a transaction then, however few its events."""
     COMMITTED = "committed"
     """In the database, not yet known to the worker nor to Kafka."""
 
@@ -48,12 +53,12 @@ class Failpoint:
 
     def __init__(self, spec: str | None) -> None:
         place, action, count = spec.split(":") if spec else (None, None, "0")
-        self._place = Place(place) if place else None
+        self.place = Place(place) if place else None
         self._action = Action(action) if action else None
         self._left = int(count)
 
     def reach(self, place: Place) -> None:
-        if place is not self._place:
+        if place is not self.place:
             return
         self._left -= 1
         if self._left:
@@ -73,9 +78,12 @@ FAILPOINT = Failpoint(os.environ.get(VARIABLE))
 
 
 class FailingStore(HookedStore):
-    """The store, with places to fail at around its commit. Every attempt is a transaction, however few its events."""
+    """The store, with places to fail at before, in and after what it writes."""
 
-    few = -1
+    few = -1 if FAILPOINT.place is Place.COMMITTING else PostgresStore.few
+
+    def began(self, attempt: PostgresAttempt, events: EventsById) -> None:
+        FAILPOINT.reach(Place.BEGAN)
 
     def committing(self) -> None:
         FAILPOINT.reach(Place.COMMITTING)

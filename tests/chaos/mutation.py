@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.faults.catalogue import Strike
-from tests.chaos.faults.processes import until_frozen
 from tests.chaos.rig import REPLICAS, SESSION_SECONDS, Plan, Rig, Services
 from tests.chaos.storm import run_storm, scenario
+from tests.chaos.waiting import within
 from tests.checker.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
 from tests.traffic import Mix
 
@@ -37,7 +37,11 @@ async def wake_the_frozen(rig: Rig) -> None:
     """The replica that freezes itself within a transaction is woken once another has gone on in its place."""
     frozen = rig.replicas.members[0]
     replica = frozen.replica
-    rig.expect(await until_frozen(replica, FROZEN_SECONDS), "a replica freezes")
+
+    async def freezes() -> bool:
+        return replica.is_frozen
+
+    rig.expect(await within(FROZEN_SECONDS, freezes), "a replica freezes")
     await asyncio.sleep(3 * SESSION_SECONDS)
     replica.send(signal.SIGCONT)
 

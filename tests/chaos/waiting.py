@@ -5,9 +5,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 POLL_SECONDS = 0.1
+Condition = Callable[[], Awaitable[bool]]
 
 
-async def within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> bool:
+async def within(seconds: float, condition: Condition) -> bool:
     """Whether the condition came true in time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):

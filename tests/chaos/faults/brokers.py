@@ -13,6 +13,7 @@ from aiokafka.structs import TopicPartition
 from consumer.decoding import encoded
 from consumer.kafka.client import milliseconds
 from tests.chaos.faults.catalogue import Track, fault
+from tests.chaos.faults.processes import DRAIN_SECONDS
 from tests.chaos.faults.traffic import send_poison
 from tests.chaos.operator import not_ready, set_offset
 from tests.chaos.rig import DEAD_LETTER_BROKER, PARTITIONS, SESSION_SECONDS, Rig
@@ -44,11 +45,9 @@ async def broker_frozen(rig: Rig) -> None:
 async def brokers_away(rig: Rig) -> None:
     for number in range(rig.brokers.count):
         await rig.brokers.kill(number)
-    async with (
-        rig.any_replica() as member,
-        rig.deadline(AWAY_SECONDS + 10, "SIGTERM works while Kafka is away"),
-    ):
-        await member.end(signal.SIGTERM)
+    async with rig.any_replica() as member:
+        async with rig.deadline(DRAIN_SECONDS, "SIGTERM works while Kafka is away"):
+            await member.end(signal.SIGTERM)
         await asyncio.sleep(AWAY_SECONDS)
     await asyncio.gather(*(rig.brokers.start(number) for number in range(rig.brokers.count)))
 

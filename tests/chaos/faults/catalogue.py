@@ -10,6 +10,10 @@ from tests.traffic import Mix
 Strike = Callable[[Rig], Awaitable[None]]
 
 
+class OvertakenError(Exception):
+    """Other faults came first, so this one did not take place."""
+
+
 class Track(StrEnum):
     """In a storm, faults of one track follow each other; those of different tracks overlap."""
 

@@ -36,7 +36,7 @@ STORM_ROWS = 10
 STORM_SECONDS = 6.0
 
 
-@fault(6, "PostgreSQL is restarted: in good order, at once, or after a crash", Track.DATABASE, weight=6)
+@fault(6, "PostgreSQL is restarted: in good order, at once, or after a crash", Track.DATABASE, weight=9)
 async def postgres_restart(rig: Rig) -> None:
     number = rig.rng.choice((signal.SIGINT, signal.SIGQUIT, signal.SIGKILL))
     await rig.postgres.restart(number)

@@ -6,9 +6,9 @@ import time
 
 from tests.chaos.deployment import Member
 from tests.chaos.failpoints import REACHED, STALL_SECONDS, VARIABLE
-from tests.chaos.faults.catalogue import Track, fault
+from tests.chaos.faults.catalogue import OvertakenError, Track, fault
 from tests.chaos.rig import SESSION_SECONDS, Rig
-from tests.chaos.waiting import within
+from tests.chaos.waiting import Condition, within
 from tests.stack.programs import faketime_library, missing
 from tests.stack.replica import Replica
 
@@ -43,17 +43,27 @@ async def _reach(rig: Rig, member: Member, failpoint: str) -> None:
     async def killed() -> bool:
         return armed.process.returncode == -signal.SIGKILL
 
-    in_time = await within(ARMED_SECONDS, killed)
-    rig.expect(in_time or _is_gone(rig, member, armed), f"the failpoint {failpoint} is reached")
-
-
-def _is_gone(rig: Rig, member: Member, armed: Replica) -> bool:
-    """Whether other faults have ended the process before it got there: by a signal, or as a service was away."""
-    return member.was_ended(armed) or (rig.strikes > 1 and armed.process.returncode is not None)
+    await _until_reached(rig, member, armed, failpoint, killed)
 
 
 async def _arm(rig: Rig, member: Member, failpoint: str) -> Replica:
     return await member.replace(**{VARIABLE: f"{failpoint}:{rig.rng.randint(2, 20)}"})
+
+
+async def _until_reached(rig: Rig, member: Member, armed: Replica, failpoint: str, reached: Condition) -> None:
+    """Raises `OvertakenError` where other faults keep the process from getting there in time; it is ended then."""
+
+    async def over() -> bool:
+        return await reached() or armed.process.returncode is not None
+
+    await within(ARMED_SECONDS, over)
+    if await reached():
+        rig.expect(True, f"the failpoint {failpoint} is reached")
+        return
+    rig.expect(rig.strikes > 1, f"the failpoint {failpoint} is reached")
+    if armed is member.replica:
+        await member.end(signal.SIGTERM)
+    raise OvertakenError(failpoint)
 
 
 @fault(11, "a replica is frozen for three session timeouts", Track.PAUSES, weight=3)
@@ -64,21 +74,24 @@ async def zombie(rig: Rig) -> None:
 
 @fault(11, "a replica freezes within a transaction for three session timeouts", Track.PAUSES, weight=1)
 async def zombie_in_transaction(rig: Rig) -> None:
+    await _freeze(rig, "committing:freeze")
+
+
+@fault(11, "a replica freezes between reading and writing for three session timeouts", Track.PAUSES, weight=1)
+async def zombie_before_writing(rig: Rig) -> None:
+    await _freeze(rig, "began:freeze")
+
+
+async def _freeze(rig: Rig, failpoint: str) -> None:
     async with rig.any_replica() as member:
-        armed = await _arm(rig, member, "committing:freeze")
-        in_time = await until_frozen(armed, ARMED_SECONDS)
-        rig.expect(in_time or _is_gone(rig, member, armed), "the failpoint committing:freeze is reached")
+        armed = await _arm(rig, member, failpoint)
+
+        async def frozen() -> bool:
+            return armed.is_frozen
+
+        await _until_reached(rig, member, armed, failpoint, frozen)
         await asyncio.sleep(ZOMBIE_SECONDS)
         armed.send(signal.SIGCONT)
-
-
-async def until_frozen(replica: Replica, seconds: float) -> bool:
-    """Waits for the process to freeze itself; whether it did in time."""
-
-    async def frozen() -> bool:
-        return replica.is_frozen
-
-    return await within(seconds, frozen)
 
 
 @fault(18, "a process is told to stop", Track.PROCESSES, weight=15)
@@ -100,7 +113,7 @@ async def terminate_twice(rig: Rig) -> None:
         await ending
 
 
-@fault(19, "every replica is restarted, one after the other", Track.PROCESSES)
+@fault(19, "every replica is restarted, one after the other", Track.PROCESSES, weight=0.5)
 async def rolling_restart(rig: Rig) -> None:
     for member in rig.replicas.members:
         await member.end(signal.SIGTERM)
@@ -110,13 +123,13 @@ async def rolling_restart(rig: Rig) -> None:
 @fault(24, "the event loop of a replica stands still for two session timeouts", Track.PAUSES)
 async def stalled_loop(rig: Rig) -> None:
     async with rig.any_replica() as member:
+        before = member.count_in_log(REACHED)
         armed = await _arm(rig, member, "committing:stall")
 
         async def stalls() -> bool:
-            return member.has_logged(REACHED)
+            return member.count_in_log(REACHED) > before
 
-        in_time = await within(ARMED_SECONDS, stalls)
-        rig.expect(in_time or _is_gone(rig, member, armed), "the failpoint committing:stall is reached")
+        await _until_reached(rig, member, armed, "committing:stall", stalls)
         await asyncio.sleep(STALL_SECONDS)
 
 
