@@ -93,6 +93,14 @@ async def run(dsn: str, sql: str) -> None:
     await connection.close()
 
 
+async def one(dsn: str, sql: str) -> str:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return str(await connection.fetchval(sql))
+    finally:
+        await connection.close()
+
+
 def test_no_port_is_handed_out_twice() -> None:
     ports = [free_port() for _ in range(300)]
 
@@ -182,3 +190,19 @@ def test_the_services_to_play_with_serve_as_printed_and_leave_nothing_behind() -
     assert playing.returncode == 0
     assert kafka.port is not None
     assert not answers(kafka.port)
+
+
+def test_the_services_to_play_with_end_with_an_error_when_one_of_them_dies() -> None:
+    command = [sys.executable, "-m", "tests.stack"]
+    given = {**os.environ, "DEVSTACK_KAFKA": "kafka.test:9092", "DEVSTACK_POSTGRES": ""}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given) as playing:
+        assert playing.stdout is not None
+        printed = "".join(iter(playing.stdout.readline, "They run, with their data, until Ctrl-C.\n"))
+        address = urlsplit(re.findall(r"CONSUMER_DATABASE__URL=(\S+)", printed)[0])
+        server = asyncio.run(one(address.geturl(), "SELECT pg_read_file('postmaster.pid')")).split()[0]
+
+        os.kill(int(server), signal.SIGKILL)
+        _, said = playing.communicate(timeout=60)
+
+    assert playing.returncode == 1
+    assert "error: postgres ended by itself" in said

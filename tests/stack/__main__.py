@@ -1,9 +1,11 @@
 """`make services`: Kafka and PostgreSQL to play with, until Ctrl-C."""
 
+import os
 import signal
 import sys
+from collections.abc import Sequence
 
-from tests.stack.process import DevstackError, say
+from tests.stack.process import DevstackError, Server, say
 from tests.stack.services import Services, services
 
 TEXT = """
@@ -31,13 +33,25 @@ def main() -> int:
         say("starting Kafka and PostgreSQL")
         with services() as found:
             print(text(found), flush=True)  # noqa: T201 - what the command is for
-            signal.pause()
+            watch(found.servers)
     except KeyboardInterrupt:
         return 0
     except DevstackError as error:
         say(f"error: {error}")
         return 1
     return 0
+
+
+def watch(servers: Sequence[Server]) -> None:
+    """Blocks until interrupted. Raises `DevstackError` where one of the servers ends before."""
+    while True:
+        for server in servers:
+            server.check()
+        if servers:
+            # Their supervisors are all the children there are. Each is left to `check`, which asks for its end.
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        else:
+            signal.pause()
 
 
 def text(found: Services) -> str:

@@ -63,7 +63,7 @@ def check_engine() -> None:
         testcontainers_config.ryuk_disabled = True
 
 
-def start_kafka(stack: ExitStack, network: Network | None = None) -> tuple[str, str]:
+def start_kafka(stack: ExitStack, network: Network | None = None) -> tuple[str, str, tuple[()]]:
     """The advertised listener must name the port on the host, so that is chosen beforehand.
 
     In a network, containers reach it at `kafka:INTERNAL_PORT`.
@@ -78,16 +78,16 @@ def start_kafka(stack: ExitStack, network: Network | None = None) -> tuple[str, 
     container.with_envs(**KAFKA_ENVIRONMENT, CLUSTER_ID=cluster_id, KAFKA_ADVERTISED_LISTENERS=advertised)
     stack.enter_context(_started(container, KAFKA_IMAGE))
     _await_kafka(container, address)
-    return address, f"container {KAFKA_IMAGE}"
+    return address, f"container {KAFKA_IMAGE}", ()
 
 
-def start_postgres(stack: ExitStack, network: Network | None = None) -> tuple[str, str]:
+def start_postgres(stack: ExitStack, network: Network | None = None) -> tuple[str, str, tuple[()]]:
     """In a network, containers reach it at `postgres:5432`."""
     container = PostgresContainer(POSTGRES_IMAGE, driver=None).with_command(POSTGRES_COMMAND)
     if network:
         container.with_network(network).with_network_aliases("postgres")
     stack.enter_context(_started(container, POSTGRES_IMAGE))
-    return container.get_connection_url(), f"container {POSTGRES_IMAGE}"
+    return container.get_connection_url(), f"container {POSTGRES_IMAGE}", ()
 
 
 def _has(engine: docker.DockerClient, image: str) -> bool:

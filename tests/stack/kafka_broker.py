@@ -71,6 +71,10 @@ class KafkaBroker:
         self._server.start([*java, "kafka.Kafka", str(properties)], self._answers)
 
     @property
+    def server(self) -> Server:
+        return self._server
+
+    @property
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self.port}"
 

@@ -31,6 +31,10 @@ class PostgresServer:
         self._server.start(self._command(), self._accepts)
 
     @property
+    def server(self) -> Server:
+        return self._server
+
+    @property
     def dsn(self) -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
 

@@ -142,6 +142,11 @@ class Server:
         """Whether the process is there; it may be frozen."""
         return self.pid != 0 and self._process is not None and self._process.poll() is None
 
+    def check(self) -> None:
+        """Raises `DevstackError`, with what the server printed, where it has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            raise DevstackError(f"{self.name} ended by itself:\n{self.log()[-2000:]}")
+
     def freeze(self) -> None:
         """Stops the server with all its descendants where they are, by SIGSTOP."""
         # The parent first: a stopped one starts no more children.
@@ -177,8 +182,7 @@ class Server:
         assert self._process is not None
         deadline = time.monotonic() + timeout_seconds
         while not ready():
-            if self._process.poll() is not None:
-                raise DevstackError(f"{self.name} ended by itself:\n{self.log()[-2000:]}")
+            self.check()
             if time.monotonic() > deadline:
                 raise DevstackError(f"{self.name} was not ready after {timeout_seconds:.0f} s:\n{self.log()[-2000:]}")
             time.sleep(0.02)

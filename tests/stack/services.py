@@ -7,12 +7,12 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.stack.broker import least_session_seconds
 from tests.stack.kafka_broker import KAFKA_VERSION, KafkaBroker
 from tests.stack.postgres_server import PostgresServer
-from tests.stack.process import DevstackError
+from tests.stack.process import DevstackError, Server
 
 WAYS = ("env", "packages", "docker")
 VARIABLES = ("DEVSTACK", "DEVSTACK_KAFKA", "DEVSTACK_POSTGRES")
@@ -20,19 +20,22 @@ VARIABLES = ("DEVSTACK", "DEVSTACK_KAFKA", "DEVSTACK_POSTGRES")
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Addresses, and where the services are from."""
+    """Addresses, and where the services are from. `servers` are those that this process has started itself."""
 
     kafka: str
     postgres: str
     origin: str
+    servers: tuple[Server, ...] = field(default=(), compare=False)
 
     async def session_seconds(self, wanted: float) -> float:
         """The shortest session timeout from `wanted` on that the broker allows."""
         return max(wanted, await least_session_seconds(self.kafka))
 
 
-Start = Callable[[ExitStack], tuple[str, str]]
-"""Starts a service for as long as the stack lasts; its address, and what it is."""
+Started = tuple[str, str, tuple[Server, ...]]
+"""The address of a service, what it is, and the servers of ours that it consists of."""
+Start = Callable[[ExitStack], Started]
+"""Starts a service for as long as the stack lasts."""
 
 
 @contextmanager
@@ -46,14 +49,14 @@ def services(environment: Mapping[str, str] = os.environ) -> Iterator[Services]:
     given = environment if way in (None, "env") else {}
     start_kafka, start_postgres = _containers() if way == "docker" else (_kafka_packages, _postgres_packages)
     with ExitStack() as stack:
-        kafka, kafka_origin = _given(given, "DEVSTACK_KAFKA") or start_kafka(stack)
-        postgres, postgres_origin = _given(given, "DEVSTACK_POSTGRES") or start_postgres(stack)
-        yield Services(kafka, postgres, f"Kafka: {kafka_origin}; PostgreSQL: {postgres_origin}")
+        kafka, kafka_origin, broker = _given(given, "DEVSTACK_KAFKA") or start_kafka(stack)
+        postgres, postgres_origin, server = _given(given, "DEVSTACK_POSTGRES") or start_postgres(stack)
+        yield Services(kafka, postgres, f"Kafka: {kafka_origin}; PostgreSQL: {postgres_origin}", (*broker, *server))
 
 
-def _given(environment: Mapping[str, str], variable: str) -> tuple[str, str] | None:
+def _given(environment: Mapping[str, str], variable: str) -> Started | None:
     address = environment.get(variable)
-    return (address, variable) if address else None
+    return (address, variable, ()) if address else None
 
 
 def _containers() -> tuple[Start, Start]:
@@ -63,13 +66,13 @@ def _containers() -> tuple[Start, Start]:
     return containers.start_kafka, containers.start_postgres
 
 
-def _kafka_packages(stack: ExitStack) -> tuple[str, str]:
+def _kafka_packages(stack: ExitStack) -> Started:
     broker = KafkaBroker()
     stack.callback(broker.stop)
-    return broker.bootstrap_servers, f"Apache Kafka {KAFKA_VERSION} from Python packages"
+    return broker.bootstrap_servers, f"Apache Kafka {KAFKA_VERSION} from Python packages", (broker.server,)
 
 
-def _postgres_packages(stack: ExitStack) -> tuple[str, str]:
+def _postgres_packages(stack: ExitStack) -> Started:
     server = PostgresServer()
     stack.callback(server.stop)
-    return server.dsn, "PostgreSQL 18 from a Python package"
+    return server.dsn, "PostgreSQL 18 from a Python package", (server.server,)
