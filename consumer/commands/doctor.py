@@ -11,7 +11,7 @@ from rich.text import Text
 from consumer import settings as configuration
 from consumer.commands.output import out
 from consumer.errors import ConsumerError
-from consumer.kafka.admin import admin, check_topics, log_bounds, misplaced_share
+from consumer.kafka.admin import admin, check_topics, log_bounds, misplaced_share, transition_limit
 from consumer.kafka.placement import REMEDY
 from consumer.observability import logs
 from consumer.offsets import Partition, StoredOffset
@@ -19,7 +19,7 @@ from consumer.outbox import MAX_COUNTED
 from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
-from consumer.settings import Settings
+from consumer.settings import KafkaSettings, Settings
 
 SAMPLE = 200
 """Records of each partition whose place is checked."""
@@ -84,18 +84,24 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
     except ConsumerError as error:
         yield Finding("Kafka answers", "no", str(error))
         return
-    try:
-        await check_topics(settings.kafka)
-    except ConsumerError as error:
-        yield Finding("topics", "not as this build needs them", str(error))
+    yield await _topics(settings.kafka)
+    if any(topic not in topics for topic in settings.kafka.topics):
         return
-    yield Finding("topics", f"{', '.join(settings.kafka.topics)} and {settings.kafka.dead_letter_topic} are there")
     counts = {topic: topics[topic] for topic in settings.kafka.topics}
     remedy = (
         "" if len(set(counts.values())) == 1 else "give all input topics as many partitions: order is kept by partition"
     )
     yield Finding("partition parity", ", ".join(f"{topic}: {count}" for topic, count in counts.items()), remedy)
     yield await _partitioner(settings)
+
+
+async def _topics(kafka: KafkaSettings) -> Finding:
+    try:
+        await check_topics(kafka, kafka.transition_topic)
+        await transition_limit(kafka)
+    except ConsumerError as error:
+        return Finding("topics", "not as this build needs them", str(error))
+    return Finding("topics", f"{', '.join((*kafka.topics, kafka.dead_letter_topic, kafka.transition_topic))} are there")
 
 
 async def _partitioner(settings: Settings) -> Finding:

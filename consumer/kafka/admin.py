@@ -115,13 +115,13 @@ async def cluster_id(settings: KafkaSettings) -> str:
         return await client.cluster_id()
 
 
-async def check_topics(settings: KafkaSettings) -> int:
+async def check_topics(settings: KafkaSettings, *others: str) -> int:
     """Returns the size limit of the dead-letter topic, in bytes.
 
-    Raises `ConfigurationError` if a topic is missing, or a dead letter might not fit into its topic.
+    Raises `ConfigurationError` if topics, or these others, are missing, or a dead letter might not fit into its topic.
     """
     async with admin(settings) as client:
-        await _require(client, settings, *settings.topics, settings.dead_letter_topic)
+        await _require(client, settings, *settings.topics, settings.dead_letter_topic, *others)
         limit = await client.max_message_bytes(settings.dead_letter_topic)
         for topic in settings.topics:
             if (source := await client.max_message_bytes(topic)) + HEADER_BYTES > limit:
@@ -149,10 +149,12 @@ async def transition_limit(settings: KafkaSettings) -> int:
 
 async def _require(client: KafkaAdmin, settings: KafkaSettings, *topics: str) -> None:
     there = await client.topics()
-    for topic in topics:
-        if topic not in there:
-            hidden = "" if settings.security_protocol == "PLAINTEXT" else ", or this user may not describe it"
-            raise ConfigurationError(f"topic {topic} does not exist{hidden}: run `conversation-consumer topics`")
+    if missing := [topic for topic in topics if topic not in there]:
+        several = len(missing) > 1
+        what = f"topic{'s' if several else ''} {', '.join(missing)} {'do' if several else 'does'} not exist"
+        them = "them" if several else "it"
+        hidden = "" if settings.security_protocol == "PLAINTEXT" else f", or this user may not describe {them}"
+        raise ConfigurationError(f"{what}{hidden}: run `conversation-consumer topics`")
 
 
 async def log_bounds(settings: KafkaSettings, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
