@@ -35,6 +35,14 @@ def duration(text: str) -> timedelta:
     return understood
 
 
+def duration_with_unit(text: str) -> timedelta:
+    """The same for what must not be guessed: a bare number is an error too."""
+    if re.fullmatch(r"\s*[0-9.]+\s*", text):
+        number = text.strip()
+        raise ConfigurationError(f"{text!r} has no unit: write {number}d, {number}h, {number}m or {number}s")
+    return duration(text)
+
+
 def timestamp(text: str) -> datetime:
     """A time, or a date for its first moment; in UTC where it has no offset. Raises `ConfigurationError`."""
     with suppress(ValueError, OverflowError):

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from consumer import settings as configuration
 from consumer.commands.output import Yes, err, moment, out
 from consumer.commands.replica import check_schema, stop_on_signals
-from consumer.durations import duration, format_duration
+from consumer.durations import duration_with_unit, format_duration
 from consumer.errors import ConfigurationError, ConsumerError, ContentionError
 from consumer.kafka.admin import RETENTION_SLACK, KafkaAdmin, admin
 from consumer.postgres.store import PostgresStore
@@ -63,7 +63,7 @@ class Pruned:
 @app.command()
 def prune(
     older_than: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="As 30d; default: CONSUMER_PRUNE__HORIZON.")
+        str | None, typer.Option(metavar="DURATION", help="As 30d or 720h; default: CONSUMER_PRUNE__HORIZON.")
     ] = None,
     batch: Annotated[
         int, typer.Option(min=1, max=10_000, help="Pages of the table per transaction, of some 50 rows each.")
@@ -76,7 +76,7 @@ def prune(
     if dry_run and yes:
         raise typer.BadParameter("--dry-run or --yes, not both")
     settings = configuration.load()
-    horizon = duration(older_than) if older_than is not None else settings.prune.horizon
+    horizon = duration_with_unit(older_than) if older_than is not None else settings.prune.horizon
 
     async def work() -> bool:
         async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from consumer import settings as configuration
 from consumer.commands.output import err, out
-from consumer.errors import ConfigurationError
+from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka.admin import admin
 from consumer.kafka.producer import KafkaProducer
 from consumer.settings import Settings
@@ -35,7 +35,10 @@ def publish(
     ],
     topic: Annotated[str | None, typer.Option(help="Default: the first input topic.")] = None,
 ) -> None:
-    """Publish events. A document that is no valid event is reported and left out; the others are sent."""
+    """Publish events. A document that is no valid event is reported and left out; the others are sent.
+
+    Exit code 1 if there is such a document, or none at all.
+    """
     settings = configuration.load()
     wrong: list[str] = []
     records = (
@@ -46,6 +49,8 @@ def publish(
             f"{topic} is none of CONSUMER_KAFKA__TOPICS ({', '.join(settings.kafka.topics)})", param_hint="--topic"
         )
     sent = asyncio.run(_send(settings, topic or settings.kafka.topics[0], records))
+    if not sent and not wrong:
+        raise ConsumerError(f"nothing was read from {', '.join(file.name for file in files)}: nothing is published")
     for problem in wrong:
         err.print(Text(problem, style="red"), soft_wrap=True)
     out.print(f"{sent} published, {len(wrong)} rejected")

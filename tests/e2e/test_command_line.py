@@ -61,6 +61,13 @@ def test_every_command_of_the_help_can_be_asked_for_help() -> None:
         assert consumer(name, "--help").returncode == 0, name
 
 
+@pytest.mark.parametrize("arguments", [(), ("publish",), ("conversation",), ("conversation", "rebuild")], ids=" ".join)
+def test_help_may_be_asked_for_in_short(arguments: tuple[str, ...]) -> None:
+    in_short, at_length = consumer(*arguments, "-h"), consumer(*arguments, "--help")
+
+    assert (in_short.returncode, in_short.stdout) == (0, at_length.stdout)
+
+
 def test_the_version_is_printed() -> None:
     done = consumer("--version")
 
@@ -149,6 +156,7 @@ class TestConfig:
         ("conversation", "show"),
         ("top",),
         ("prune", "--older-than", "soon"),
+        ("prune", "--older-than", "30"),
     ],
     ids=" ".join,
 )

@@ -146,6 +146,17 @@ async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group,
     ]
 
 
+async def test_publish_says_that_there_was_nothing_to_read(group: Group, tmp_path: Path) -> None:
+    empty, blank = tmp_path / "empty", tmp_path / "blank"
+    empty.touch()
+    blank.write_text("\n\n")
+
+    code, out, err = await command(group, "publish", str(empty), str(blank))
+
+    assert (code, out) == (1, "")
+    assert f"nothing was read from {empty}, {blank}" in err
+
+
 async def test_publish_to_a_missing_topic_names_the_command(group: Group, tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(as_record(message(at=NOW))))
@@ -441,16 +452,38 @@ class TestTop:
 
 
 class TestDoctor:
-    async def test_where_all_is_well_it_says_so(self, group: Group) -> None:
+    async def test_where_all_is_well_it_says_so(self, group: Group, stack: Services) -> None:
+        transitions = f"{group.topic}.transition"
+        await group.create_topic(transitions)
         replica = await group.replica()
         await group.publish(message(at=NOW))
         await group.until_applied(1)
         await replica.stop()
 
-        code, out, _ = await command(group, "doctor")
+        code, out, _ = await command(group, "doctor", CONSUMER_KAFKA__TRANSITION_TOPIC=transitions)
 
+        await delete(stack.kafka, transitions)
         assert (code, "✗" in out) == (0, False)
+        assert f"✓ topics: {group.topic}, {group.kafka.dead_letter_topic}, {transitions} are there" in out
         assert "3 partitions, 0 records behind" in out
+
+    async def test_every_topic_that_is_missing_is_named_at_once(self, group: Group) -> None:
+        missing = {
+            "CONSUMER_KAFKA__TOPICS": f"{group.topic},missing.events",
+            "CONSUMER_KAFKA__DEAD_LETTER_TOPIC": "missing.dead-letter",
+            "CONSUMER_KAFKA__TRANSITION_TOPIC": "missing.transition",
+        }
+
+        code, out, _ = await command(group, "doctor", **missing)
+
+        assert code == 1
+        assert "topics missing.events, missing.dead-letter, missing.transition do not exist: run" in out
+
+    async def test_a_missing_transition_topic_hides_no_other_finding(self, group: Group) -> None:
+        _, out, _ = await command(group, "doctor", CONSUMER_KAFKA__TRANSITION_TOPIC="missing.transition")
+
+        assert "topic missing.transition does not exist: run" in out
+        assert "✓ partition parity" in out
 
     @pytest.mark.parametrize(
         ("settings", "printed"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from consumer.commands.config import in_force
-from consumer.durations import duration, format_duration, point_in_time, timestamp
+from consumer.durations import duration, duration_with_unit, format_duration, point_in_time, timestamp
 from consumer.errors import ConfigurationError
 from consumer.settings import SECRETS as ENDINGS_OF_SECRETS
 from consumer.settings import load, variables
@@ -78,6 +78,17 @@ def test_durations_are_written_as_people_do(monkeypatch: pytest.MonkeyPatch, val
 @pytest.mark.parametrize(("value", "seconds"), DURATIONS)
 def test_an_option_understands_the_durations_of_the_settings(value: str, seconds: int) -> None:
     assert duration(value) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [case for case in DURATIONS if not case[0].isdecimal()])
+def test_where_nothing_may_be_guessed_a_duration_has_a_unit(value: str, seconds: int) -> None:
+    assert duration_with_unit(value) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("value", ["30", " 30", "0", "1.5"])
+def test_where_nothing_may_be_guessed_a_bare_number_is_an_error(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'{value}' has no unit: write {value.strip()}d, "):
+        duration_with_unit(value)
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("0", 0), ("20ms", 0.02), ("0.02", 0.02), ("1s", 1), ("PT0.5S", 0.5)])
