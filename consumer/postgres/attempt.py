@@ -45,9 +45,6 @@ READ_VERSIONS_AND_KNOWN_IDS = """
     SELECT NULL, e.conversation_id, e.source, e.event_id FROM unnest($2::event_identity[]) AS k
     JOIN conversation_event AS e USING (conversation_id, source, event_id)"""
 LOAD = f"SELECT conversation_id, version, {SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
-LOAD_ARCHIVE = f"""
-    SELECT conversation_id, {SESSION_LIST} FROM conversation_session_archive
-    WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
 # From the session on that was open at a time: an event of then, or later, has nothing to do with those before.
 LOAD_ARCHIVE_SINCE = f"""
     SELECT k.id, {", ".join(f"a.{name}" for name in _SESSION_COLUMNS)}

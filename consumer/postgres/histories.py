@@ -9,8 +9,8 @@ from itertools import groupby
 import asyncpg
 
 from consumer.lifecycle.model import HistoryRow, Session
-from consumer.postgres.attempt import HISTORY_COLUMNS, LOAD_ARCHIVE, session_from_row
-from consumer.postgres.history import history_row
+from consumer.postgres.attempt import HISTORY_COLUMNS
+from consumer.postgres.history import archived_sessions, history_row
 
 SCANNED_CONVERSATIONS = 2000
 PAGE_ROWS = 10_000
@@ -77,7 +77,7 @@ def _chunks(wanted: Chunk) -> list[Chunk]:
 async def _pages_of(connect: Connect, chunk: Chunk, until: datetime) -> AsyncIterator[HistoryPage]:
     ids, place = [key for key, _, _ in chunk], ("", 0)
     async with connect("load") as connection:
-        archives = await _archives(connection, [key for key, _, pruned in chunk if pruned])
+        archives = await archived_sessions(connection, [key for key, _, pruned in chunk if pruned])
     while True:
         async with connect("load") as connection:
             found = await connection.fetch(_ROWS, ids, *place, until, PAGE_ROWS)
@@ -86,10 +86,3 @@ async def _pages_of(connect: Connect, chunk: Chunk, until: datetime) -> AsyncIte
         if len(rows) < PAGE_ROWS:
             return
         place = (rows[-1][0].conversation_id, rows[-1][0].version)
-
-
-async def _archives(connection: asyncpg.Connection, ids: Sequence[str]) -> dict[str, list[Session]]:
-    archives: dict[str, list[Session]] = {}
-    for key, *session in await connection.fetch(LOAD_ARCHIVE, ids) if ids else ():
-        archives.setdefault(key, []).append(session_from_row(*session))
-    return archives

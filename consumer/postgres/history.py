@@ -7,13 +7,16 @@ import asyncpg
 
 from consumer.history.comparison import Stored
 from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
-from consumer.postgres.attempt import HISTORY_COLUMNS, LOAD_ARCHIVE, SESSION_LIST, session_from_row
+from consumer.postgres.attempt import HISTORY_COLUMNS, SESSION_LIST, session_from_row
 
 _KINDS = {kind.value: kind for kind in Kind}
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 _STATUSES = {status.value: status for status in Status}
 _HISTORY_LIST = ", ".join((*HISTORY_COLUMNS, "recorded_at"))
 HISTORY = f"SELECT {_HISTORY_LIST} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
+_ARCHIVED = f"""
+    SELECT conversation_id, {SESSION_LIST} FROM conversation_session_archive
+    WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
 _ROWS = f"SELECT conversation_id, wake_at, version, {SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1)"
 _HISTORIES = f"""
     SELECT {_HISTORY_LIST} FROM conversation_event
@@ -36,9 +39,7 @@ async def read_stored(connection: asyncpg.Connection, conversation_ids: Sequence
     """What is stored of each conversation, at one moment if the transaction has one snapshot."""
     now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     rows = {row[0]: row for row in await connection.fetch(_ROWS, conversation_ids)}
-    archives: dict[str, list[Session]] = {}
-    for key, *session in await connection.fetch(LOAD_ARCHIVE, conversation_ids):
-        archives.setdefault(key, []).append(session_from_row(*session))
+    archives = await archived_sessions(connection, conversation_ids)
     histories: dict[str, list[tuple[HistoryRow, datetime]]] = {}
     for *row, recorded_at in await connection.fetch(_HISTORIES, conversation_ids):
         histories.setdefault(row[0], []).append((history_row(*row), recorded_at))
@@ -54,6 +55,16 @@ async def read_stored(connection: asyncpg.Connection, conversation_ids: Sequence
         )
         for key in conversation_ids
     ]
+
+
+async def archived_sessions(
+    connection: asyncpg.Connection, conversation_ids: Sequence[str]
+) -> dict[str, list[Session]]:
+    """Conversation -> its archived sessions, ascending, where it has some."""
+    archives: dict[str, list[Session]] = {}
+    for key, *session in await connection.fetch(_ARCHIVED, conversation_ids) if conversation_ids else ():
+        archives.setdefault(key, []).append(session_from_row(*session))
+    return archives
 
 
 async def ids_after(connection: asyncpg.Connection, conversation_id: str, limit: int) -> list[str]:

@@ -18,7 +18,6 @@ from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog
 from consumer.postgres.attempt import (
     LOAD,
-    LOAD_ARCHIVE,
     LOCK,
     OF_PARTITION,
     PostgresAttempt,
@@ -31,7 +30,7 @@ from consumer.postgres.client import APPLICATION, keeps_its_session, set_for_tra
 from consumer.postgres.errors import contention_is_outage
 from consumer.postgres.few import AttemptOfFew, count
 from consumer.postgres.histories import HistoryPage, history_pages
-from consumer.postgres.history import HISTORY, about_how_many, history_row, ids_after, read_stored
+from consumer.postgres.history import HISTORY, about_how_many, archived_sessions, history_row, ids_after, read_stored
 from consumer.postgres.locks import END_SILENT, find_holder
 from consumer.postgres.outbox import OUTBOX, PostgresOutboxBatch, backlog, take_turn
 from consumer.postgres.pool import Pool, create_engine
@@ -184,9 +183,9 @@ class PostgresStore:
     async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
         """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""
         async with self._connection("load") as connection:
-            archived = await connection.fetch(LOAD_ARCHIVE, [conversation_id])
+            archived = await archived_sessions(connection, [conversation_id])
             current = await connection.fetch(LOAD, [conversation_id])
-        sessions = [session_from_row(*row[1:]) for row in archived] + [session_from_row(*row[2:]) for row in current]
+        sessions = archived.get(conversation_id, []) + [session_from_row(*row[2:]) for row in current]
         return sessions, current[0][1] if current else 0
 
     async def history(self, conversation_id: str) -> list[tuple[HistoryRow, datetime]]:
