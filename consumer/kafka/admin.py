@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,7 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
 from consumer.errors import ConfigurationError
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, grant, start
+from consumer.kafka.client import classified, connection_arguments, grant, running
 from consumer.kafka.placement import misplaced
 from consumer.offsets import Partition
 from consumer.settings import KafkaSettings
@@ -103,11 +103,8 @@ class KafkaAdmin:
 @asynccontextmanager
 async def admin(settings: KafkaSettings) -> AsyncIterator[KafkaAdmin]:
     client = AIOKafkaAdminClient(**connection_arguments(settings))
-    try:
-        await start(client, settings)
+    async with running(client, settings, AIOKafkaAdminClient.close):
         yield KafkaAdmin(client)
-    finally:
-        await client.close()
 
 
 async def cluster_id(settings: KafkaSettings) -> str:
@@ -203,15 +200,9 @@ async def _last_records(
     return found
 
 
-@asynccontextmanager
-async def _reader(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
+def _reader(settings: KafkaSettings) -> AbstractAsyncContextManager[AIOKafkaConsumer]:
     """A consumer outside of any group."""
     client = AIOKafkaConsumer(
         **connection_arguments(settings), isolation_level="read_committed", auto_offset_reset="earliest"
     )
-    try:
-        await start(client, settings)
-        yield client
-    finally:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(client.stop(), STOP_SECONDS)
+    return running(client, settings)

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
 from consumer.errors import UnavailableError
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
+from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, running, started
 from consumer.kafka.placement import home_of
 from consumer.kafka.producer import KafkaProducer, acknowledged
 from consumer.settings import KafkaSettings
@@ -81,12 +81,7 @@ class BulkProducer:
                 max_batch_size=self._batch_bytes,
                 max_request_size=2 * MAX_BATCH_BYTES,
             )
-            try:
-                await start(producer, self._settings)
-            except BaseException:
-                await _abandon(producer)
-                raise
-            self._producer = producer
+            self._producer = await started(producer, self._settings, _abandon)
         return self._producer
 
     async def _discard(self) -> None:
@@ -116,11 +111,8 @@ class TickProducer:
         producer = AIOKafkaProducer(
             **connection_arguments(settings), acks="all", compression_type="lz4", max_batch_size=TICK_BATCH_BYTES
         )
-        try:
-            await start(producer, settings)
+        async with running(producer, settings, _abandon):
             yield cls(producer, topic)
-        finally:
-            await _abandon(producer)
 
     async def partitions(self) -> int:
         with classified():

@@ -4,16 +4,18 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    GroupCoordinatorNotAvailableError,
     IllegalSaslStateError,
     InvalidSessionTimeoutError,
     KafkaConnectionError,
@@ -32,6 +34,8 @@ from consumer.settings import KafkaSettings
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 STOP_SECONDS = 5.0
+MOMENT_SECONDS = 10.0
+"""A group may be without a coordinator for so long before that is worth a line in the log."""
 DIAGNOSIS_SECONDS = 5.0
 ALERT_SECONDS = 1.0
 SETTING = "CONSUMER_KAFKA__"
@@ -52,6 +56,59 @@ class Client(Protocol):
     """What connects: aiokafka's consumer, producer and admin client."""
 
     async def start(self) -> None: ...
+
+
+C = TypeVar("C", bound=Client)
+
+
+class OnlyIfItLasts(logging.Filter):
+    """Holds back that a group has no coordinator yet, which the client logs as an error, until that has lasted.
+
+    Brokers make the topic of the groups' offsets with the first group, so each first start has such a moment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._since = self._last = float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not any(isinstance(part, GroupCoordinatorNotAvailableError) for part in record.args or ()):
+            return True
+        now = self._clock()
+        if now - self._last > MOMENT_SECONDS:
+            self._since = now
+        self._last = now
+        return now - self._since >= MOMENT_SECONDS
+
+
+logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(OnlyIfItLasts())
+
+
+async def stop(client: Any) -> None:
+    """Stops a consumer or a producer, within `STOP_SECONDS`; what it raises then is of no use to anybody."""
+    with suppress(TimeoutError, KafkaError):
+        await asyncio.wait_for(client.stop(), STOP_SECONDS)
+
+
+@asynccontextmanager
+async def running(client: C, settings: KafkaSettings, end: Callable[[C], Awaitable[object]] = stop) -> AsyncIterator[C]:
+    """A client that runs for as long as the block lasts. Raises as `started`."""
+    await started(client, settings, end)
+    try:
+        yield client
+    finally:
+        await end(client)
+
+
+async def started(client: C, settings: KafkaSettings, end: Callable[[C], Awaitable[object]] = stop) -> C:
+    """The client, started; one that fails is ended. Raises as `start`."""
+    try:
+        await start(client, settings)
+    except BaseException:
+        await end(client)
+        raise
+    return client
 
 
 async def start(client: Client, settings: KafkaSettings) -> None:

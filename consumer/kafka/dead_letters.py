@@ -3,9 +3,7 @@
 A replayed dead letter stays where it is; a marker after it, a record without a value, says that it was replayed.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import time
@@ -14,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
+from consumer.kafka.client import classified, connection_arguments, running
 from consumer.kafka.producer import FACTS, HEADER, KafkaProducer
 from consumer.records import Record
 from consumer.settings import KafkaSettings
@@ -67,17 +65,12 @@ async def read(
             "or check CONSUMER_KAFKA__DEAD_LETTER_TOPIC"
         )
     client = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
-    await start(client, settings)
-    with classified():
-        try:
-            async for record in _records(
-                client, [TopicPartition(topic, number) for number in range(partitions)], since
-            ):
+    places = [TopicPartition(topic, number) for number in range(partitions)]
+    async with running(client, settings):
+        with classified():
+            async for record in _records(client, places, since):
                 if found := _parse(record):
                     yield found
-        finally:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(client.stop(), STOP_SECONDS)
 
 
 async def replay(producer: KafkaProducer, settings: KafkaSettings, letters: Sequence[StoredDeadLetter]) -> None:

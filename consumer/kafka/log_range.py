@@ -1,8 +1,6 @@
 """A range of topics by time, as it lies in the log now."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import NamedTuple
 
@@ -10,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
+from consumer.kafka.client import classified, connection_arguments, running
 from consumer.kafka.partition import to_record
 from consumer.records import Record
 from consumer.settings import KafkaSettings
@@ -38,7 +36,8 @@ async def read_range(settings: KafkaSettings, since: datetime, until: datetime) 
             f"topic {missing[0]} does not exist: run `conversation-consumer topics`, or check CONSUMER_KAFKA__TOPICS"
         )
     partitions = [TopicPartition(topic, number) for topic in settings.topics for number in range(there[topic])]
-    async with _consumer(settings) as client:
+    reader = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
+    async with running(reader, settings) as client:
         with classified():
             client.assign(partitions)
             ends = await client.end_offsets(partitions)
@@ -53,17 +52,6 @@ async def read_range(settings: KafkaSettings, since: datetime, until: datetime) 
                     yield RangePart(records, passed + at - first[tp], total)
                 client.pause(tp)
                 passed += last[tp] - first[tp]
-
-
-@asynccontextmanager
-async def _consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
-    client = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
-    await start(client, settings)
-    try:
-        yield client
-    finally:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(client.stop(), STOP_SECONDS)
 
 
 async def _offsets(

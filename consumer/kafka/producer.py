@@ -1,17 +1,16 @@
 """Sends records and dead letters."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError
 
 from consumer.errors import PartitionStoppedError, UnavailableError
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, start
+from consumer.kafka.client import classified, connection_arguments, started, stop
 from consumer.records import DeadLetter, Record
 from consumer.settings import KafkaSettings
 
@@ -65,13 +64,7 @@ class KafkaProducer:
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:
             if self._client is None:
-                client: AIOKafkaProducer = self._new_client()
-                try:
-                    await start(client, self._settings)
-                except BaseException:
-                    await _stop(client)
-                    raise
-                self._client = client
+                self._client = await started(self._new_client(), self._settings)
             return self._client
 
     @asynccontextmanager
@@ -89,7 +82,7 @@ class KafkaProducer:
     def _replace(self, client: AIOKafkaProducer) -> None:
         """By another one with the next send. What others have sent with this one is acknowledged, or fails too."""
         self._client = None
-        stopping = asyncio.create_task(_stop(client))
+        stopping = asyncio.create_task(stop(client))
         self._replaced.add(stopping)
         stopping.add_done_callback(self._replaced.discard)
 
@@ -98,7 +91,7 @@ class KafkaProducer:
             stopping.cancel()
         await asyncio.gather(*self._replaced, return_exceptions=True)
         if self._client is not None:
-            await _stop(self._client)
+            await stop(self._client)
 
     async def publish(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
         """Sends (key, value) pairs, partitioned by murmur2 of the key. Raises `UnavailableError`."""
@@ -155,8 +148,3 @@ async def acknowledged(sent: Iterable[Awaitable[Any]]) -> None:
     for result in await asyncio.gather(*sent, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-
-
-async def _stop(client: AIOKafkaProducer) -> None:
-    with contextlib.suppress(TimeoutError, KafkaError):
-        await asyncio.wait_for(client.stop(), STOP_SECONDS)

@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from tests.e2e.conftest import until
 from tests.stack.postgres_server import PostgresServer
 from tests.stack.process import DevstackError, Server, answers, free_port
+from tests.stack.replica import Replica
 from tests.stack.services import Services, services
 
 START_AND_WAIT = """
@@ -172,7 +174,16 @@ def test_a_broker_of_default_settings_bounds_the_session_timeout(stack: Services
     assert asyncio.run(stack.session_seconds(0.1)) >= 1
 
 
-def test_the_services_to_play_with_serve_as_printed_and_leave_nothing_behind() -> None:
+async def start_once(settings: dict[str, str], log: Path) -> None:
+    """Starts a replica, and stops it when it is ready."""
+    replica = await Replica(settings, log).start()
+    try:
+        await until(replica.ready, "the replica is ready")
+    finally:
+        await replica.stop()
+
+
+def test_the_services_to_play_with_serve_as_printed_and_leave_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.stack"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DEVSTACK")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as playing:
@@ -183,11 +194,15 @@ def test_the_services_to_play_with_serve_as_printed_and_leave_nothing_behind() -
         try:
             for arguments in (["migrate"], ["topics", "--partitions", "2"], ["doctor"]):
                 subprocess.run([*consumer, *arguments], env={**environment, **exports}, check=True, timeout=60)
+            asyncio.run(start_once(exports, tmp_path / "replica.log"))
         finally:
             playing.send_signal(signal.SIGINT)
         kafka = urlsplit(f"//{exports['CONSUMER_KAFKA__BOOTSTRAP_SERVERS']}")
 
     assert playing.returncode == 0
+    logged = (tmp_path / "replica.log").read_text()
+    assert "partition started" in logged
+    assert '"level": "error"' not in logged
     assert kafka.port is not None
     assert not answers(kafka.port)
 
