@@ -5,9 +5,8 @@ Variables are `CONSUMER_*`, `__` nests: `CONSUMER_KAFKA__BOOTSTRAP_SERVERS`. A f
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -36,6 +35,7 @@ from pydantic_settings import (
 from consumer.durations import Duration, DurationOrNone
 from consumer.errors import ConfigurationError
 from consumer.lifecycle.model import Policy
+from consumer.setting_errors import OWN, matching, suggestion, wrong
 
 PREFIX = "CONSUMER_"
 SECRETS_DIR = "CONSUMER_SECRETS_DIR"
@@ -66,6 +66,8 @@ def _postgresql_url(url: SecretStr) -> SecretStr:
 
 Seconds = Annotated[float, Field(gt=0)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
+Servers = Annotated[str, matching(r"[^:,\s]+:[0-9]+(,[^:,\s]+:[0-9]+)*", "HOST:PORT, several separated by commas")]
+Function = Annotated[str, matching(r"[\w.]+:\w+", "MODULE:FUNCTION")]
 
 
 class _Group(BaseModel):
@@ -88,9 +90,7 @@ class DatabaseSettings(_Group):
 
 
 class KafkaSettings(_Group):
-    bootstrap_servers: Annotated[str, Field(pattern=r"^[^:,\s]+:[0-9]+(,[^:,\s]+:[0-9]+)*$")] = Field(
-        "localhost:9092", description="Brokers, `host:port`, comma-separated."
-    )
+    bootstrap_servers: Servers = Field("localhost:9092", description="Brokers, `host:port`, comma-separated.")
     group_id: str = Field("conversation-consumer", min_length=1, description="Consumer group.")
     topics: Names = Field(("conversation.events",), description="Input topics, comma-separated.")
     dead_letter_topic: str = Field("conversation.dead-letter", description="Where records that hold no valid event go.")
@@ -107,7 +107,7 @@ class KafkaSettings(_Group):
     )
     sasl_username: str | None = Field(None, description="With SASL_*: the user.")
     sasl_password: SecretStr | None = Field(None, description="With SASL_*: the password.")
-    sasl_token_provider: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = Field(
+    sasl_token_provider: Function | None = Field(
         None, description="With OAUTHBEARER: `module:function`, which returns a token; asked on each connection."
     )
     ssl_ca_file: FilePath | None = Field(
@@ -312,7 +312,8 @@ def load() -> Settings:
         details = error.errors(include_url=False)
         problems += [_problem(detail) for detail in details if detail["type"] != "extra_forbidden"]
     except SettingsError as error:
-        problems.append(f"{SECRETS_DIR}: {error}")
+        # A group given as a whole, or no directory of secrets: both are named by now.
+        problems = problems or [str(error)]
     if problems:
         raise ConfigurationError("\n       ".join(problems))
     return settings
@@ -321,25 +322,22 @@ def load() -> Settings:
 def _unknown_names() -> list[str]:
     allowed = {variable for variable, *_ in variables()} | {SECRETS_DIR}
     directory = os.environ.get(SECRETS_DIR, "")
-    files = [path.name for path in Path(directory).iterdir()] if directory and Path(directory).is_dir() else []
+    if directory and not Path(directory).is_dir():
+        return [f"{SECRETS_DIR}={directory}: should be a directory that is there"]
+    files = [path.name for path in Path(directory).iterdir()] if directory else []
     unknown = sorted(
         name for name in (*os.environ, *files) if name.upper().startswith(PREFIX) and name.upper() not in allowed
     )
-    return [f"unknown setting {name}: {_suggestion(name, allowed)}" for name in unknown]
-
-
-def _suggestion(name: str, allowed: Collection[str]) -> str:
-    close = get_close_matches(name.upper(), allowed, n=1, cutoff=0.75)
-    return f"did you mean {close[0]}?" if close else "`conversation-consumer config` lists those there are"
+    return [f"unknown setting {name}: {suggestion(name, allowed)}" for name in unknown]
 
 
 def _problem(detail: ErrorDetails) -> str:
     """What is wrong with which variable; the value too, unless it is a secret."""
-    if not (where := detail["loc"]):
-        return detail["msg"].removeprefix("Value error, ")
-    name = PREFIX + "__".join(str(part) for part in where[:2]).upper()
-    given, message = detail["input"], detail["msg"].removeprefix("Value error, ")
-    if message.startswith(PREFIX):
-        return message
-    shown = f"={given}" if isinstance(given, str) and not name.endswith(SECRETS) else ""
-    return f"{name}{shown}: {message}"
+    if len(detail["loc"]) < 2:  # settings that do not go together: the message names them
+        return detail["msg"].removeprefix(OWN)
+    group, name = map(str, detail["loc"][:2])
+    variable = f"{PREFIX}{group}__{name}".upper()
+    field = type(Settings.model_fields[group].default).model_fields[name]
+    given = next((text for key, text in os.environ.items() if key.upper() == variable), detail["input"])
+    hidden = variable.endswith(SECRETS) or not isinstance(given, str)
+    return wrong(variable, None if hidden else given, detail["msg"], field)

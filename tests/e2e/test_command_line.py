@@ -133,8 +133,8 @@ class TestConfig:
         )
 
         assert done.returncode == 2
-        assert "CONSUMER_DATABASE__WRITERS=many: " in done.stderr
-        assert "CONSUMER_LOG__LEVEL=loud: Input should be 'debug', 'info', 'warning' or 'error'" in done.stderr
+        assert "CONSUMER_DATABASE__WRITERS=many: should be a whole number, 1 to 64" in done.stderr
+        assert "CONSUMER_LOG__LEVEL=loud: should be debug, info, warning or error" in done.stderr
         assert "did you mean CONSUMER_KAFKA__BOOTSTRAP_SERVERS?" in done.stderr
         assert "CONSUMER_DATABASE__URL: should be postgresql://" in done.stderr
         assert "hunter2" not in done.stderr

@@ -11,8 +11,9 @@ from pydantic import SecretStr
 from consumer.commands.config import in_force
 from consumer.durations import duration, duration_with_unit, format_duration, point_in_time, timestamp
 from consumer.errors import ConfigurationError
+from consumer.setting_errors import expected
 from consumer.settings import SECRETS as ENDINGS_OF_SECRETS
-from consumer.settings import load, variables
+from consumer.settings import Settings, load, variables
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,55 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
 
     with pytest.raises(ConfigurationError, match=name):
         load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("CONSUMER_DATABASE__WRITERS", "many", "a whole number, 1 to 64"),
+        ("CONSUMER_DATABASE__WRITERS", "0", "a whole number, 1 to 64"),
+        ("CONSUMER_WORKER__MAX_BATCH", "", "a whole number, at least 1"),
+        ("CONSUMER_HTTP__ADMIN_PORT", "x", "a whole number, 0 to 65535"),
+        ("CONSUMER_WORKER__DRAIN_SECONDS", "20s", "a number of seconds such as 2.5, above 0"),
+        ("CONSUMER_TRACING__ENABLED", "maybe", "true or false"),
+        ("CONSUMER_LOG__FORMAT", "xml", "auto, json or console"),
+        ("CONSUMER_POLICY__PENDING_TTL", "soon", "a duration such as 48h, 15m or 90s, above 0s"),
+        ("CONSUMER_POLICY__PENDING_TTL", "99999999999d", "a duration such as 48h, 15m or 90s, above 0s"),
+        ("CONSUMER_WORKER__LINGER", "2s", "a duration such as 48h, 15m or 90s, 0s to 1s"),
+        ("CONSUMER_KAFKA__TOPICS", ",", "names, separated by commas"),
+        ("CONSUMER_KAFKA__GROUP_ID", "", "text that is not empty"),
+        ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "localhost", "HOST:PORT, several separated by commas"),
+        ("CONSUMER_KAFKA__SASL_TOKEN_PROVIDER", "token", "MODULE:FUNCTION"),
+        ("CONSUMER_KAFKA__SSL_CA_FILE", "/does/not/exist", "the path of a file that is there"),
+        ("CONSUMER_SECRETS_DIR", "/does/not/exist", "a directory that is there"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_given_and_what_to_write(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+
+    assert str(caught.value) == f"{name}={value}: should be {expected}"
+
+
+@pytest.mark.parametrize("variable", [variable for variable, *_ in variables()])
+def test_what_to_write_is_known_of_every_setting(variable: str) -> None:
+    group, name = next((group, name) for found, group, name, _ in variables() if found == variable)
+    field = type(Settings.model_fields[group].default).model_fields[name]
+
+    assert variable.endswith(ENDINGS_OF_SECRETS) or expected(field)
+
+
+def test_a_group_of_settings_is_none_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUMER_KAFKA", "localhost:9092")
+
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+
+    assert str(caught.value) == "unknown setting CONSUMER_KAFKA: did you mean CONSUMER_KAFKA__TOPICS?"
 
 
 def test_a_stalled_owner_must_be_ended_before_its_successor_starts(monkeypatch: pytest.MonkeyPatch) -> None:
