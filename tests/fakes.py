@@ -33,6 +33,15 @@ def contention_is_outage() -> Iterator[None]:
         raise UnavailableError("another transaction holds it") from error
 
 
+def needed(current: Session, archived: Sequence[Session], times: Sequence[datetime], now: datetime) -> list[Session]:
+    """The archived sessions that events of these times may belong to; of any later time too where the clock ran back."""
+    late = [at for at in times if at < current.opened_at]
+    of_events = {max((s.number for s in archived if s.opened_at <= at), default=1) for at in (*late, min(now, *times))}
+    if current.opened_at > now:
+        return [session for session in archived if session.number >= min(of_events)]
+    return [session for session in archived if session.number in of_events]
+
+
 class MemoryTickTopic:
     """`ticker.TickTopic` in memory. A partition may be `away`, so that it acknowledges nothing, or `refuse`."""
 
@@ -112,10 +121,9 @@ class MemoryStore:
         if older:
             await transaction.statement("archive")
         for key in older:
-            since = min(now, *(event.at for event in events[key]))
             archived = self.conversations.get(key, Conversation(key)).sessions[:-1]
-            first = max((session.number for session in archived if session.opened_at <= since), default=1)
-            current[key] = current[key]._replace(sessions=(*archived[first - 1 :], *current[key].sessions))
+            wanted = needed(current[key].sessions[-1], archived, [event.at for event in events[key]], now)
+            current[key] = current[key]._replace(sessions=(*wanted, *current[key].sessions))
         return Snapshot(now, current, known)
 
     def _known(self, key: str, events: EventsById) -> frozenset[tuple[str, str]]:

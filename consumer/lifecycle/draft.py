@@ -80,9 +80,11 @@ class Draft:
     def _set(self, session: Session) -> Status | None:
         """The next version: `session` in its place, or after all others. The status that it had before."""
         self.version += 1
-        place = session.number - self.sessions[0].number if self.sessions else 0
-        if place == len(self.sessions):
+        if not self.sessions or session.number > self.sessions[-1].number:
             self.sessions.append(session)
             return None
+        place = -1
+        while self.sessions[place].number != session.number:
+            place -= 1
         before, self.sessions[place] = self.sessions[place].status, session
         return before

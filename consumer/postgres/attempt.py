@@ -18,7 +18,7 @@ from consumer.errors import (
     StaleOwnerError,
     UnavailableError,
 )
-from consumer.lifecycle.model import Author, Change, Conversation, HistoryRow, Identity, Session, Status, Tick
+from consumer.lifecycle.model import Author, Change, Conversation, Event, HistoryRow, Identity, Session, Status, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress
 from consumer.postgres.client import set_for_transaction
@@ -27,6 +27,8 @@ from consumer.postgres.tables import session_columns, transition_outbox
 from consumer.service.ports import Conversations, Decided, EventsById, Locking, Lost, Snapshot
 
 BISECT_SECONDS = 1.0
+MANY_LATE = 8
+"""Of a conversation at once: then its sessions are read in one go, from the earliest on."""
 
 _SESSION_COLUMNS = tuple(column.name for column in session_columns())
 HISTORY_COLUMNS = tuple("type" if name == "kind" else name for name in HistoryRow._fields)
@@ -45,13 +47,16 @@ READ_VERSIONS_AND_KNOWN_IDS = """
     SELECT NULL, e.conversation_id, e.source, e.event_id FROM unnest($2::event_identity[]) AS k
     JOIN conversation_event AS e USING (conversation_id, source, event_id)"""
 LOAD = f"SELECT conversation_id, version, {SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
-# From the session on that was open at a time: an event of then, or later, has nothing to do with those before.
-LOAD_ARCHIVE_SINCE = f"""
+# The session that an event of a time belongs to, or from that one on. One of before all sessions belongs to the first.
+LOAD_ARCHIVE_AT = f"""
     SELECT k.id, {", ".join(f"a.{name}" for name in _SESSION_COLUMNS)}
-    FROM unnest($1::text[], $2::timestamptz[]) AS k(id, at) JOIN conversation_session_archive AS a
-        ON a.conversation_id = k.id AND a.session >= coalesce((
+    FROM (
+        SELECT DISTINCT id, later, coalesce((
             SELECT b.session FROM conversation_session_archive AS b
-            WHERE b.conversation_id = k.id AND b.opened_at <= k.at ORDER BY b.session DESC LIMIT 1), 1)
+            WHERE b.conversation_id = id AND b.opened_at <= at ORDER BY b.session DESC LIMIT 1), 1) AS session
+        FROM unnest($1::text[], $2::timestamptz[], $3::boolean[]) AS asked(id, at, later)) AS k
+    JOIN conversation_session_archive AS a ON a.conversation_id = k.id
+        AND a.session BETWEEN k.session AND CASE WHEN k.later THEN 2147483647 ELSE k.session END
     ORDER BY a.conversation_id, a.session"""
 LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
 VERSION_GUARD = "c.version = n.loaded"
@@ -158,13 +163,26 @@ async def load(connection: asyncpg.Connection, events: EventsById, cached: Conve
             conversations[row[0]] = Conversation(row[0], row[1], (session_from_row(*row[2:]),))
         now, _, known_by_now = await _read_versions_and_known_ids(connection, (), _identities(events, changed))
         known |= known_by_now
-    older = [key for key, loaded in conversations.items() if reaches_back(loaded, events[key], now)]
-    since = [min(now, *(event.at for event in events[key])) for key in older]
-    for row in await connection.fetch(LOAD_ARCHIVE_SINCE, older, since) if older else ():
+    asked = [place for key, loaded in conversations.items() for place in _in_archive(loaded, events[key], now)]
+    for row in await connection.fetch(LOAD_ARCHIVE_AT, *zip(*asked, strict=True)) if asked else ():
         loaded = conversations[row[0]]
         *archived, current = loaded.sessions
         conversations[row[0]] = loaded._replace(sessions=(*archived, session_from_row(*row[1:]), current))
     return Snapshot(now, conversations, known)
+
+
+def _in_archive(
+    conversation: Conversation, events: Sequence[Event], now: datetime
+) -> Iterable[tuple[str, datetime, bool]]:
+    """What deciding `events` takes of the archive: (id, time, whether the sessions after that one are wanted too)."""
+    if not reaches_back(conversation, events, now):
+        return ()
+    opened_at = conversation.sessions[-1].opened_at
+    times = {event.at for event in events if event.at < opened_at}
+    # Where the clock ran back, an event may be dated back to any time from `now` on.
+    if opened_at > now or len(times) > MANY_LATE:
+        return ((conversation.id, min(now, *times), True),)
+    return [(conversation.id, at, False) for at in times]
 
 
 async def _read_versions_and_known_ids(

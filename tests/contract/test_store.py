@@ -195,17 +195,29 @@ async def test_superseded_sessions_are_kept_and_loaded_for_older_events(store: A
     assert list(older.conversations["c-1"].sessions) == sessions
 
 
-async def test_older_sessions_are_loaded_from_the_one_of_the_earliest_event_on(store: AnyStore) -> None:
-    for hours in (9, 6, 3):
+async def test_of_the_older_sessions_those_are_loaded_that_events_belong_to(store: AnyStore) -> None:
+    for hours in (12, 9, 6, 3):
         await write(store, message(at=NOW - hours * HOUR), close(at=NOW - (hours - 1) * HOUR))
     sessions, _ = await store.conversation("c-1")
 
-    of_the_second = await load(store, message(at=NOW), message(at=NOW - 6 * HOUR))
-    of_none = await load(store, message(at=NOW - 10 * HOUR))
+    of_the_second = await load(store, message(at=NOW), message(at=NOW - 9 * HOUR), message(at=NOW - 8 * HOUR))
+    of_two = await load(store, message(at=NOW - 13 * HOUR), message(at=NOW - 6 * HOUR))
 
-    assert [session.number for session in sessions] == [1, 2, 3]
-    assert list(of_the_second.conversations["c-1"].sessions) == sessions[1:]
-    assert list(of_none.conversations["c-1"].sessions) == sessions
+    assert [session.number for session in sessions] == [1, 2, 3, 4]
+    assert list(of_the_second.conversations["c-1"].sessions) == [sessions[1], sessions[3]]
+    assert list(of_two.conversations["c-1"].sessions) == [sessions[0], sessions[2], sessions[3]]
+
+
+async def test_many_late_events_of_a_conversation_are_decided_as_one_by_one(store: AnyStore) -> None:
+    for hours in (12, 9, 6, 3):
+        await write(store, message(at=NOW - hours * HOUR), close(at=NOW - (hours - 1) * HOUR))
+
+    await write(store, *(message(at=NOW - 12 * HOUR + number * 10 * MINUTE) for number in range(54)))
+
+    sessions, version = await store.conversation("c-1")
+    history = await store.history("c-1")
+    assert (len(sessions), version, len(history)) == (4, 62, 62)
+    assert [row.session for row, _ in history[8:]] == [number for number in (1, 2, 3) for _ in range(18)]
 
 
 async def test_an_older_session_can_be_reclassified(store: AnyStore) -> None:
