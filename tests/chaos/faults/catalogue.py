@@ -44,6 +44,13 @@ class Fault:
 FAULTS: dict[str, Fault] = {}
 
 
+def took_place(rig: Rig, happened: bool, what: str) -> None:
+    """What a fault promises where it is alone. Raises `OvertakenError` where others kept it from happening."""
+    rig.expect(happened or rig.strikes > 1, what)
+    if not happened:
+        raise OvertakenError(what)
+
+
 def fault(
     number: int,
     what: str,

@@ -6,7 +6,7 @@ import time
 
 from tests.chaos.deployment import Member
 from tests.chaos.failpoints import REACHED, STALL_SECONDS, VARIABLE
-from tests.chaos.faults.catalogue import OvertakenError, Track, fault
+from tests.chaos.faults.catalogue import Track, fault, took_place
 from tests.chaos.rig import SESSION_SECONDS, Rig
 from tests.chaos.waiting import Condition, within
 from tests.stack.programs import faketime_library, missing
@@ -57,13 +57,10 @@ async def _until_reached(rig: Rig, member: Member, armed: Replica, failpoint: st
         return await reached() or armed.process.returncode is not None
 
     await within(ARMED_SECONDS, over)
-    if await reached():
-        rig.expect(True, f"the failpoint {failpoint} is reached")
-        return
-    rig.expect(rig.strikes > 1, f"the failpoint {failpoint} is reached")
-    if armed is member.replica:
+    happened = await reached()
+    if not happened and armed is member.replica:
         await member.end(signal.SIGTERM)
-    raise OvertakenError(failpoint)
+    took_place(rig, happened, f"the failpoint {failpoint} is reached")
 
 
 @fault(11, "a replica is frozen for three session timeouts", Track.PAUSES, weight=3)
