@@ -38,11 +38,11 @@ async def consume(settings: Settings, store_class: type[PostgresStore] = Postgre
     """One replica, from its checks to its last commit."""
     traces = tracing(settings.tracing, version("conversation-consumer"))
     metrics, health = Metrics(settings.kafka.topics, parts=Part.REPLICA, trace_id=traces.trace_id), Health()
-    metrics.build_info.labels(version("conversation-consumer")).set(1)
     max_record_bytes = await check_topics(settings.kafka)
     async with (
         store_class.open(settings.database, metrics) as store,
         KafkaProducer.open(settings.kafka, max_record_bytes) as dead_letters,
+        beside(watch_event_loop(metrics)),
     ):
         await check_schema(store)
         service = service_of(settings, store, metrics)
@@ -60,14 +60,9 @@ async def consume(settings: Settings, store_class: type[PostgresStore] = Postgre
             ).run()
 
         source = KafkaSource(settings.kafka, settings.worker, metrics, health, run_worker)
-        async with (
-            serve(settings.http, metrics, health, store.answers) as ports,
-            beside(watch_event_loop(metrics), end_silent_sessions(store, settings.database)),
-        ):
-            stop_on_signals(source.stop)
-            log.info("started", **ports._asdict(), topics=settings.kafka.topics, group=settings.kafka.group_id)
-            collect_garbage_seldom()
-            await source.run()
+        collect_garbage_seldom()
+        names = {"topics": settings.kafka.topics, "group": settings.kafka.group_id}
+        await run_until_stopped(source, settings, store, metrics, health, event="started", **names)
     log.info("stopped")
 
 
@@ -84,7 +79,6 @@ def service_of(settings: Settings, store: PostgresStore, metrics: Metrics) -> Co
 async def tick(settings: Settings) -> None:
     """One ticker; several share the work."""
     metrics, health = Metrics(parts=Part.TICKER_PROCESS), Health(joined=True)
-    metrics.build_info.labels(version("conversation-consumer")).set(1)
     topic = settings.kafka.topics[0]
     await check_topics(settings.kafka)
     async with (
@@ -93,21 +87,13 @@ async def tick(settings: Settings) -> None:
     ):
         await check_schema(store)
         ticking = Ticker(store, producer, settings.ticker, metrics, health)
-        metrics.ready.set_function(lambda: not health.not_ready())
-        async with (
-            serve(settings.http, metrics, health, store.answers) as ports,
-            beside(end_silent_sessions(store, settings.database)),
-        ):
-            stop_on_signals(ticking.stop)
-            log.info("ticking", **ports._asdict(), topic=topic)
-            await ticking.run()
+        await run_until_stopped(ticking, settings, store, metrics, health, event="ticking", topic=topic)
     log.info("stopped")
 
 
 async def relay(settings: Settings) -> None:
     """One outbox relay; several take turns."""
     metrics, health = Metrics(parts=Part.OUTBOX_PROCESS), Health(joined=True)
-    metrics.build_info.labels(version("conversation-consumer")).set(1)
     topic = settings.kafka.transition_topic
     max_message_bytes = await transition_limit(settings.kafka)
     async with (
@@ -116,14 +102,7 @@ async def relay(settings: Settings) -> None:
     ):
         await check_schema(store)
         relaying = OutboxRelay(store, producer.publish, settings=settings.outbox, metrics=metrics, health=health)
-        metrics.ready.set_function(lambda: not health.not_ready())
-        async with (
-            serve(settings.http, metrics, health, store.answers) as ports,
-            beside(end_silent_sessions(store, settings.database)),
-        ):
-            stop_on_signals(relaying.stop)
-            log.info("relaying", **ports._asdict(), topic=topic)
-            await relaying.run()
+        await run_until_stopped(relaying, settings, store, metrics, health, event="relaying", topic=topic)
     log.info("stopped")
 
 
@@ -150,6 +129,24 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
         loop.add_signal_handler(number, on_signal)
 
 
+Work = KafkaSource | Ticker | OutboxRelay
+
+
+async def run_until_stopped(
+    work: Work, settings: Settings, store: PostgresStore, metrics: Metrics, health: Health, **facts: object
+) -> None:
+    """Runs it until SIGTERM or SIGINT, beside its pages. The log begins with these facts."""
+    metrics.build_info.labels(version("conversation-consumer")).set(1)
+    metrics.ready.set_function(lambda: not health.not_ready())
+    async with (
+        serve(settings.http, metrics, health, store.answers) as ports,
+        beside(end_silent_sessions(store, settings.database)),
+    ):
+        stop_on_signals(work.stop)
+        log.info(**ports._asdict(), **facts)
+        await work.run()
+
+
 def collect_garbage_seldom() -> None:
     """What is there by now stays; what a batch makes is freed without the collector, which took a third of the time."""
     gc.collect()
@@ -158,17 +155,16 @@ def collect_garbage_seldom() -> None:
 
 
 @asynccontextmanager
-async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Does this work for as long as the block lasts."""
-    tasks = [asyncio.create_task(each) for each in work]
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        for ended in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(ended, Exception):
-                raise ended
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(ended, Exception):
+            raise ended
 
 
 async def end_silent_sessions(store: PostgresStore, settings: DatabaseSettings) -> None:

@@ -64,7 +64,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         self._partitions_of = lru_cache(maxsize=None)(self._count_partitions)
         self._placement = Placement(metrics)
         metrics.watch_lag(lambda: filter(None, [partition.lag() for partition in self._assigned.values()]))
-        metrics.ready.set_function(lambda: not health.not_ready())
         metrics.stopped_partitions.set_function(lambda: len(health.stopped))
         metrics.paused_partitions.set_function(lambda: sum(not p.wants_records for p in self._assigned.values()))
 
