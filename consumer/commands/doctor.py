@@ -32,7 +32,8 @@ app = typer.Typer(add_completion=False)
 def doctor() -> None:
     """Check that everything is in place, and say what to do where it is not. Exit code 1 if something is amiss."""
     settings = configuration.load()
-    logs.configure(settings.log.model_copy(update={"level": "error"}))
+    # A finding says what went wrong. Nothing that is logged on the way to it says more.
+    logs.configure(settings.log.model_copy(update={"level": "critical"}))
     raise typer.Exit(0 if asyncio.run(_print_findings(settings)) else 1)
 
 
@@ -126,7 +127,7 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     if revision is None or revision < REQUIRED_REVISION:
         return
     remedy = "" if abs(skew) < MAX_SKEW else "set the clocks by NTP: events ahead of the database's clock are clamped"
-    yield Finding("clocks", f"the database is {skew.total_seconds():+.3f} s ahead", remedy)
+    yield Finding("clocks", _ahead(skew.total_seconds()), remedy)
     overdue = await store.overdue()
     remedy = "start `conversation-consumer ticker`, or see why its ticks are not consumed" if overdue else ""
     yield Finding("deadlines", f"{overdue} passed a minute ago or longer and have no effect yet", remedy)
@@ -141,8 +142,13 @@ async def _outbox(store: PostgresStore) -> Finding:
     waits = backlog.oldest_seconds > MAX_OUTBOX_SECONDS
     remedy = "start `conversation-consumer outbox`, or see why it cannot publish" if waits else ""
     some = "at least " if backlog.rows >= MAX_COUNTED else ""
-    text = f"{some}{backlog.rows:,} transitions wait, the oldest for {backlog.oldest_seconds:.0f} s"
-    return Finding("outbox", text, remedy)
+    wait = "transition waits" if backlog.rows == 1 else "transitions wait"
+    text = f"{some}{backlog.rows:,} {wait}, the oldest for {backlog.oldest_seconds:.0f} s"
+    return Finding("outbox", text if backlog.rows else "no transition waits", remedy)
+
+
+def _ahead(seconds: float) -> str:
+    return f"the database is {abs(seconds):.3f} s {'ahead' if seconds >= 0 else 'behind'}"
 
 
 def _schema(revision: str | None, newest: str) -> Finding:

@@ -465,6 +465,7 @@ class TestDoctor:
         await delete(stack.kafka, transitions)
         assert (code, "✗" in out) == (0, False)
         assert f"✓ topics: {group.topic}, {group.kafka.dead_letter_topic}, {transitions} are there" in out
+        assert "1 transition waits, the oldest for" in out
         assert "3 partitions, 0 records behind" in out
 
     async def test_every_topic_that_is_missing_is_named_at_once(self, group: Group) -> None:
@@ -496,9 +497,9 @@ class TestDoctor:
     async def test_what_is_missing_comes_with_its_remedy(
         self, group: Group, settings: dict[str, str], printed: str
     ) -> None:
-        code, out, _ = await command(group, "doctor", **settings)
+        code, out, err = await command(group, "doctor", **settings)
 
-        assert (code, printed in out) == (1, True)
+        assert (code, printed in out, err) == (1, True, "")
 
     async def test_an_old_schema_is_found(self, group: Group, stack: Services) -> None:
         async with new_database(stack.postgres, "test") as empty:
