@@ -77,7 +77,7 @@ class PostgresServer:
         return [str(self._bin / "postgres"), "-D", str(self._data), *flags]
 
     def _accepts(self) -> bool:
-        probe = [str(BINARIES / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
+        probe = [str(BINARIES / "pg_isready"), "-q", "-d", self.dsn]
         return subprocess.run(probe, check=False).returncode == 0
 
     def _binaries(self) -> Path:
