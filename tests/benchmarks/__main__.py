@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.console import Console
 from consumer.settings import WorkerSettings
 from tests.benchmarks import conditions, pruning
 from tests.benchmarks import outbox as relays
+from tests.benchmarks import server as servers
 from tests.benchmarks import ticker as tickers
 from tests.benchmarks.arena import PARTITIONS, Arena, Log, open_arena
 from tests.benchmarks.contest import COMPETITORS, rate_of, run_of_ours
@@ -117,6 +118,28 @@ async def _grown(arena: Arena, plan: Plan, template: str, workload: Workload) ->
         rounds = [await conditions.on_a_grown_table(arena, log, template) for _ in range(plan.repeats)]
     say("growth", f"{workload.conversations:,} conversations", *(one.run.rate for one in rounds))
     return sorted(rounds, key=lambda one: one.run.rate)[len(rounds) // 2]
+
+
+async def server(arena: Arena, plan: Plan, results: Results) -> None:
+    """Settings of PostgreSQL, on a table all of whose conversations are active."""
+    results.tables["Settings of the server"] = await _tuned(servers.under_settings(arena, _tuned_workload(plan)))
+
+
+async def shape(arena: Arena, plan: Plan, results: Results) -> None:
+    """The same, with other fill factors and indexes."""
+    results.tables["Shape of the tables"] = await _tuned(servers.under_shapes(arena, _tuned_workload(plan)))
+
+
+async def _tuned(measured: AsyncIterator[servers.Tuned]) -> list[list[str]]:
+    rows = []
+    async for one in measured:
+        rows.append(one.cells)
+        console.print(f"server: {', '.join(map(' '.join, zip(servers.HEADING, one.cells, strict=True)))}", markup=False)
+    return table(servers.HEADING, *rows)
+
+
+def _tuned_workload(plan: Plan) -> Workload:
+    return Workload(plan.tuned, plan.tuned_events)
 
 
 async def skew(arena: Arena, plan: Plan, results: Results) -> None:
@@ -253,7 +276,7 @@ async def ticker(arena: Arena, plan: Plan, results: Results) -> None:
     )
 
 
-ALL = (contest, latency, skew, contention, memory, wide, depth, growth, prune, outbox, ticker)
+ALL = (contest, latency, skew, contention, memory, wide, depth, growth, server, shape, prune, outbox, ticker)
 PARTS = {part.__name__: part for part in ALL}
 
 

@@ -23,6 +23,8 @@ class Plan:
     paces: tuple[Pace, ...]
     latency_seconds: float
     grown: int
+    tuned: int
+    tuned_events: int
     backlog: int
     sessions: tuple[int, ...]
     pruned: int
@@ -44,6 +46,8 @@ FULL = Plan(
     ),
     latency_seconds=20,
     grown=5_000_000,
+    tuned=1_000_000,
+    tuned_events=300_000,
     backlog=1_000_000,
     sessions=(10, 100, 500),
     pruned=1_000_000,
@@ -61,6 +65,8 @@ QUICK = Plan(
     paces=(Pace(500, 4),),
     latency_seconds=5,
     grown=100_000,
+    tuned=100_000,
+    tuned_events=30_000,
     backlog=100_000,
     sessions=(10, 100),
     pruned=100_000,
