@@ -34,7 +34,7 @@ def contention_is_outage() -> Iterator[None]:
 
 
 def needed(current: Session, archived: Sequence[Session], times: Sequence[datetime], now: datetime) -> list[Session]:
-    """The archived sessions that events of these times may belong to; of any later time too where the clock ran back."""
+    """The archived sessions that events of these times may belong to; where the clock ran back, of later times too."""
     late = [at for at in times if at < current.opened_at]
     of_events = {max((s.number for s in archived if s.opened_at <= at), default=1) for at in (*late, min(now, *times))}
     if current.opened_at > now:

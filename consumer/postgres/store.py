@@ -36,6 +36,7 @@ from consumer.postgres.outbox import OUTBOX, PostgresOutboxBatch, backlog, take_
 from consumer.postgres.pool import Pool, create_engine
 from consumer.postgres.repair import count_rows, delete_rows, write_repaired
 from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
+from consumer.postgres.server_settings import NAMES, READ_SETTINGS, ServerSetting
 from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
 from consumer.ticker import DueTimer
@@ -179,6 +180,11 @@ class PostgresStore:
                 return None
             revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
             return revision
+
+    async def server_settings(self) -> list[ServerSetting]:
+        """Those that `server_settings` has advice about, as they are for this connection."""
+        async with self._connection("load") as connection:
+            return [ServerSetting(*row) for row in await connection.fetch(READ_SETTINGS, NAMES)]
 
     async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
         """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""

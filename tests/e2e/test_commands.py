@@ -515,6 +515,18 @@ class TestDoctor:
 
         assert (code, f"not in the log: {group.topic}[0] at 5" in out) == (1, True)
 
+    async def test_a_setting_of_the_server_that_could_be_better_is_a_warning_and_no_failure(
+        self, group: Group, stack: Services
+    ) -> None:
+        name = group.database.rpartition("/")[2]
+        _, before, _ = await command(group, "doctor")
+        await execute(stack.postgres, f"ALTER DATABASE {name} SET wal_compression = 'pglz'")
+
+        code, after, _ = await command(group, "doctor")
+
+        assert "! wal_compression: off\n  → " in before
+        assert (code, "✓ wal_compression: pglz\n" in after) == (0, True)
+
     async def test_deadlines_that_nobody_lets_pass_are_found(self, group: Group, database: str) -> None:
         async with opened(database) as store:
             await ConversationService(store).apply([message(at=NOW - 49 * HOUR)])
