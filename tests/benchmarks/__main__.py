@@ -122,12 +122,16 @@ async def _grown(arena: Arena, plan: Plan, template: str, workload: Workload) ->
 
 async def server(arena: Arena, plan: Plan, results: Results) -> None:
     """Settings of PostgreSQL, on a table all of whose conversations are active."""
-    results.tables["Settings of the server"] = await _tuned(servers.under_settings(arena, _tuned_workload(plan)))
+    results.tables[f"Settings of the server{servers.ORIGIN}"] = await _tuned(
+        servers.under_settings(arena, _tuned_workload(plan))
+    )
 
 
 async def shape(arena: Arena, plan: Plan, results: Results) -> None:
     """The same, with other fill factors and indexes."""
-    results.tables["Shape of the tables"] = await _tuned(servers.under_shapes(arena, _tuned_workload(plan)))
+    results.tables[f"Shape of the tables{servers.ORIGIN}"] = await _tuned(
+        servers.under_shapes(arena, _tuned_workload(plan))
+    )
 
 
 async def _tuned(measured: AsyncIterator[servers.Tuned]) -> list[list[str]]:

@@ -18,6 +18,8 @@ from tests.benchmarks.workload import Workload
 from tests.stack.database import execute
 from tests.stack.postgres_server import PostgresServer
 
+GIVEN = os.environ.get("BENCH_POSTGRES_BINARIES", "")
+ORIGIN = f" ({GIVEN})" if GIVEN else ""
 CHECKPOINTS = "SELECT num_done FROM pg_stat_checkpointer"
 CHECKPOINTS_BEFORE_17 = "SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter"
 COMPRESSION = "SELECT unnest(enumvals) FROM pg_settings WHERE name = 'wal_compression'"
@@ -40,7 +42,7 @@ def _distance(max_wal_size: str, method: str = "off") -> Variant:
     return Variant(", ".join(map("=".join, settings.items())), settings)
 
 
-def _settings(methods: Collection[str]) -> list[Variant]:
+def settings_variants(methods: Collection[str]) -> list[Variant]:
     """Those whose WAL compression the server knows."""
     variants = [
         *(_distance("200MB", method) for method in ("off", "pglz", "lz4", "zstd")),
@@ -77,8 +79,7 @@ class TunedServer(PostgresServer):
     """Its settings can be changed by `apply`: none of them is on its command line."""
 
     def _binaries(self) -> Path:
-        given = os.environ.get("BENCH_POSTGRES_BINARIES")
-        return Path(given) if given else super()._binaries()
+        return Path(GIVEN) if GIVEN else super()._binaries()
 
     def _options(self) -> dict[str, object]:
         return {name: value for name, value in super()._options().items() if name not in BASIS}
@@ -135,7 +136,7 @@ async def under_settings(arena: Arena, workload: Workload) -> AsyncIterator[Tune
     """The workload on a grown table, under settings of the server."""
     async with tuned_arena(arena) as (server, own):
         methods = {str(method) for (method,) in await fetch(server.dsn, COMPRESSION)}
-        async for tuned in _under_each(server, own, workload, _settings(methods)):
+        async for tuned in _under_each(server, own, workload, settings_variants(methods)):
             yield tuned
 
 

@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.benchmarks.latency import Cost, Latency, Pace, cost_table, latencies
-from tests.benchmarks.ours import Usage
+from tests.benchmarks.ours import Run, Usage
 from tests.benchmarks.parts import BatchParts, parts_table, total_seconds
 from tests.benchmarks.report import merged
 from tests.benchmarks.sender import Sent
+from tests.benchmarks.server import HEADING, Tuned, settings_variants
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SENT = Sent(events=1000, seconds=2.0, cpu_seconds=0.1, latest_seconds=0.0)
@@ -75,3 +76,22 @@ def test_what_was_not_measured_again_keeps_its_figures() -> None:
         "tables": {"A": 1, "B": 3},
         "goals": [{"name": "x", "figure": 2}, {"name": "y"}],
     }
+
+
+def test_a_setting_that_the_server_does_not_know_is_left_out() -> None:
+    all_known = settings_variants({"off", "on", "pglz", "lz4", "zstd"})
+
+    few_known = settings_variants({"off", "on", "pglz"})
+
+    assert {one.settings["wal_compression"] for one in all_known} == {"off", "pglz", "lz4", "zstd"}
+    assert few_known == [one for one in all_known if one.settings["wal_compression"] in {"off", "pglz"}]
+    assert few_known[0] == few_known[-1]
+
+
+def test_a_load_under_a_variant_is_a_row_of_figures() -> None:
+    run = Run(1000, 0.5, Usage(replicas=0.02, postgres=0.01, kafka=0.005), 700_000, 3)
+
+    cells = Tuned("off", run, checkpoints=2, hot=0.943, size=5 * 2**20).cells
+
+    assert cells == ("off", "2,000", "20.0", "10.0", "700", "2", "94%", "5")
+    assert len(cells) == len(HEADING)
