@@ -9,11 +9,10 @@ import hypothesis
 import pytest
 
 from consumer.observability.metrics import Metrics
-from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
 from tests.stack.broker import is_apache_kafka
-from tests.stack.database import execute, new_database
+from tests.stack.database import execute, migrate, new_database
 from tests.stack.programs import missing
 from tests.stack.roles import as_owner, copy_for_app, new_roles, set_up_roles, with_role
 from tests.stack.services import Services, services
@@ -58,7 +57,7 @@ async def _migrated_database(server: str) -> AsyncIterator[str]:
     async with new_roles(server) as prefix, new_database(server, "test_template") as url:
         await set_up_roles(url, prefix)
         owner = with_role(url, f"{prefix}_owner")
-        await asyncio.to_thread(migrations.upgrade, owner)
+        await migrate(owner)
         yield owner
 
 

@@ -17,6 +17,7 @@ from consumer.observability import logs
 from consumer.offsets import Partition, StoredOffset
 from consumer.outbox import MAX_COUNTED
 from consumer.postgres import migrations
+from consumer.postgres.distribution import COLUMN, Layout
 from consumer.postgres.server_settings import advised
 from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
@@ -135,6 +136,8 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     yield _schema(revision, migrations.head())
     if revision is None or revision < REQUIRED_REVISION:
         return
+    if (layout := await store.layout()) is not None:
+        yield _distribution(layout)
     remedy = "" if abs(skew) < MAX_SKEW else "set the clocks by NTP: events ahead of the database's clock are clamped"
     yield Finding("clocks", _ahead(skew.total_seconds()), remedy)
     overdue = await store.overdue()
@@ -143,6 +146,19 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     yield await _outbox(store)
     async for finding in _server_settings(store):
         yield finding
+
+
+def _distribution(layout: Layout) -> Finding:
+    """On a server with the extension Citus: whether each conversation lies whole on one worker that answers."""
+    if layout.missing:
+        text = f"not distributed by {COLUMN}: {', '.join(layout.missing)}"
+        return Finding("Citus", text, "run `conversation-consumer migrate citus`")
+    if layout.apart:
+        remedy = "run undistribute_table on them, then `conversation-consumer migrate citus`"
+        return Finding("Citus", f"not with their conversations: {', '.join(layout.apart)}", remedy)
+    if layout.inactive:
+        return Finding("Citus", f"inactive: {', '.join(layout.inactive)}", "run citus_activate_node on the coordinator")
+    return Finding("Citus", f"{layout.shards} shards on {len(layout.active)} workers")
 
 
 async def _outbox(store: PostgresStore) -> Finding:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -21,7 +22,8 @@ from consumer.errors import (
 from consumer.lifecycle.model import Author, Change, Conversation, Event, HistoryRow, Identity, Session, Status, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress
-from consumer.postgres.client import set_for_transaction
+from consumer.postgres import citus
+from consumer.postgres.client import on_citus, set_for_transaction
 from consumer.postgres.errors import classified
 from consumer.postgres.tables import session_columns, transition_outbox
 from consumer.service.ports import Conversations, Decided, EventsById, Locking, Lost, Snapshot
@@ -164,7 +166,7 @@ async def load(connection: asyncpg.Connection, events: EventsById, cached: Conve
         now, _, known_by_now = await _read_versions_and_known_ids(connection, (), _identities(events, changed))
         known |= known_by_now
     asked = [place for key, loaded in conversations.items() for place in _in_archive(loaded, events[key], now)]
-    for row in await connection.fetch(LOAD_ARCHIVE_AT, *zip(*asked, strict=True)) if asked else ():
+    for row in await _load_archive(connection, asked) if asked else ():
         loaded = conversations[row[0]]
         *archived, current = loaded.sessions
         conversations[row[0]] = loaded._replace(sessions=(*archived, session_from_row(*row[1:]), current))
@@ -185,11 +187,24 @@ def _in_archive(
     return [(conversation.id, at, False) for at in times]
 
 
+async def _load_archive(connection: asyncpg.Connection, asked: Sequence[tuple[str, datetime, bool]]) -> Sequence[Any]:
+    if on_citus(connection):
+        ids = sorted({key for key, _, _ in asked})
+        return list(await connection.fetch(citus.load_archive(SESSION_LIST), ids))
+    return list(await connection.fetch(LOAD_ARCHIVE_AT, *zip(*asked, strict=True)))
+
+
 async def _read_versions_and_known_ids(
     connection: asyncpg.Connection, versions: Collection[tuple[str, int]], identities: Collection[tuple[str, str, str]]
 ) -> tuple[datetime, list[str], dict[str, set[Identity]]]:
-    """The time, which conversations are at other versions than these, and which events are known: all at one moment."""
-    (now, *_), *rows = await connection.fetch(READ_VERSIONS_AND_KNOWN_IDS, versions, identities)
+    """The time, which conversations are at other versions than these, and which events are known: at one moment.
+
+    On Citus at several, which is no weaker: who writes in between leaves another version, and the save finds that.
+    """
+    if on_citus(connection):
+        now, rows = await citus.read_versions_and_known_ids(connection, versions, identities)
+    else:
+        (now, *_), *rows = await connection.fetch(READ_VERSIONS_AND_KNOWN_IDS, versions, identities)
     changed: list[str] = []
     known: dict[str, set[Identity]] = {}
     for _, key, source, event_id in rows:
@@ -216,13 +231,19 @@ async def save(connection: asyncpg.Connection, decided: Decided, progress: Progr
 async def _save_unlocked(connection: asyncpg.Connection, decided: Decided, progress: Progress | None) -> Lost:
     """As `save`, but a row that somebody else locks is a conflict at once: nobody waits for it."""
     changes = changes_to_write(decided)
-    unlocked = {row[0] for row in await connection.fetch(f"{LOCK} SKIP LOCKED", [c.after.id for c in changes])}
+    unlocked = await lock(connection, [change.after.id for change in changes], "SKIP LOCKED")
     written = await _update(connection, [change for change in changes if change.after.id in unlocked])
     written |= await _insert_unblocked(connection, _new(changes), time.monotonic() + BISECT_SECONDS)
     await _write_history_and_outbox(connection, [c for c in changes if c.after.id in written], decided.now)
     lost = {c.after.id: "version" if c.after.id in unlocked else "lock" for c in changes if c.after.id not in written}
     await _hold_offset(connection, progress, lost)
     return lost
+
+
+async def lock(connection: asyncpg.Connection, ids: Sequence[str], others: str = "") -> set[str]:
+    """Locks the rows that there are, and returns their ids; `others` says what becomes of those locked by others."""
+    fetch = partial(citus.fetch_by_shard, connection) if on_citus(connection) else connection.fetch
+    return {row[0] for row in await fetch(f"{LOCK} {others}", ids)}
 
 
 def changes_to_write(decided: Decided) -> list[Change]:

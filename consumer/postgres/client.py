@@ -23,15 +23,27 @@ _SAME_PLAN = {
 """Every statement looks its rows up by key, also while the statistics of a new table still call it empty. It is planned
 once in a session: no other plan comes into question, and for few rows planning takes longer than the rest."""
 
+_ON_CITUS = {
+    "plan_cache_mode": "auto",
+    "citus.override_table_visibility": "off",
+    "citus.max_adaptive_executor_pool_size": "1",
+    "citus.enable_deadlock_prevention": "off",
+    "citus.propagate_set_commands": "local",
+}
+"""A coordinator plans a statement by its parameters. It need not hide shards from the driver, which looks types up. It
+opens one connection to each worker for a transaction, as each is committed in two phases. Statements on several shards
+do not wait for each other: writers lock rows in one order, and Citus ends a deadlock. SET LOCAL holds on workers."""
+
 
 class StoreConnection(asyncpg.Connection):  # type: ignore[misc]
     """A connection of the store."""
 
-    __slots__ = ("transaction_settings",)
+    __slots__ = ("on_citus", "transaction_settings")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.transaction_settings = ""
+        self.on_citus = False
 
 
 class Connector:
@@ -46,11 +58,13 @@ class Connector:
         self._parameters = _parameters(settings)
         self._has_pooler = False
 
-    async def __call__(self) -> asyncpg.Connection:
+    async def __call__(self) -> StoreConnection:
         with connecting(self._settings.url.get_secret_value()):
             connection = await self._connect()
         try:
             with classified():
+                if await _is_distributed(connection):
+                    await self._set_for_citus(connection)
                 # The driver's own codec takes twice as long, and times are most of what is written.
                 await connection.set_type_codec(
                     "timestamptz", schema="pg_catalog", encoder=_encode_time, decoder=_decode_time, format="tuple"
@@ -60,6 +74,17 @@ class Connector:
             raise
         return connection
 
+    async def _set_for_citus(self, connection: StoreConnection) -> None:
+        """The workers know no parameter of the session: without this, a wait for a lock there has no limit."""
+        connection.on_citus = True
+        lock_timeout = {"lock_timeout": self._parameters["lock_timeout"]}
+        if self._has_pooler:
+            others = {name: value for name, value in self._parameters.items() if name not in lock_timeout}
+            connection.transaction_settings = _set("SET LOCAL", {**others, **_ON_CITUS, **lock_timeout})
+        else:
+            await connection.execute(_set("SET", _ON_CITUS))
+            connection.transaction_settings = _set("SET LOCAL", lock_timeout)
+
     async def _connect(self) -> StoreConnection:
         if not self._has_pooler:
             connection = await self._connect_directly()
@@ -67,7 +92,7 @@ class Connector:
                 return connection
             self._has_pooler = True
         connection = await self._open({}, statement_cache_size=0)
-        connection.transaction_settings = "; ".join(f"SET LOCAL {name} = {to}" for name, to in self._parameters.items())
+        connection.transaction_settings = _set("SET LOCAL", self._parameters)
         return connection
 
     async def _connect_directly(self) -> StoreConnection | None:
@@ -104,15 +129,35 @@ async def connected(settings: DatabaseSettings) -> asyncpg.Connection:
     return await Connector(settings)()
 
 
+async def _is_distributed(connection: asyncpg.Connection) -> bool:
+    """Whether this is a node of a Citus cluster over which the conversations are distributed."""
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"):
+        return False
+    distributed = "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass('conversation'))"
+    return bool(await connection.fetchval(distributed))
+
+
+def on_citus(connection: asyncpg.Connection) -> bool:
+    """Whether a Citus coordinator passes the statements on to where the conversations lie."""
+    return bool(getattr(connection, "on_citus", False))
+
+
 def keeps_its_session(connection: asyncpg.Connection) -> bool:
-    """Whether all its statements run in one session of the server's, whose parameters are set: no pooler is between."""
+    """Whether all its statements run in one session of one server, whose parameters are set.
+
+    Not with a pooler in between, nor where Citus passes statements on.
+    """
     return not getattr(connection, "transaction_settings", "")
 
 
 async def set_for_transaction(connection: asyncpg.Connection) -> None:
-    """To be called first in each transaction. Takes a round trip where there is a pooler, else nothing."""
+    """To be called first in each transaction. Takes a round trip where there is a pooler or Citus, else nothing."""
     if settings := getattr(connection, "transaction_settings", ""):
         await connection.execute(settings)
+
+
+def _set(command: str, parameters: Mapping[str, str]) -> str:
+    return "; ".join(f"{command} {name} = {value}" for name, value in parameters.items())
 
 
 def _parameters(settings: DatabaseSettings) -> dict[str, str]:

@@ -14,14 +14,12 @@ from consumer.postgres.history import archived_sessions, history_row
 
 SCANNED_CONVERSATIONS = 2000
 PAGE_ROWS = 10_000
+_IDS = "SELECT conversation_id FROM conversation WHERE conversation_id > $1 ORDER BY conversation_id LIMIT $2"
 _SCAN = """
-    SELECT c.conversation_id, e.rows, e.rows < c.version, e.in_range
-    FROM (
-        SELECT conversation_id, version FROM conversation WHERE conversation_id > $1 ORDER BY conversation_id LIMIT $4
-    ) AS c CROSS JOIN LATERAL (
-        SELECT count(*) AS rows, coalesce(bool_or(recorded_at >= $2 AND recorded_at < $3), false) AS in_range
-        FROM conversation_event WHERE conversation_id = c.conversation_id
-    ) AS e ORDER BY 1"""
+    SELECT c.conversation_id, count(e.version), count(e.version) < c.version,
+        coalesce(bool_or(e.recorded_at >= $2 AND e.recorded_at < $3), false)
+    FROM conversation AS c LEFT JOIN conversation_event AS e ON e.conversation_id = c.conversation_id
+    WHERE c.conversation_id = ANY($1::text[]) GROUP BY c.conversation_id, c.version ORDER BY 1"""
 _ROWS = f"""
     SELECT {", ".join((*HISTORY_COLUMNS, "recorded_at"))} FROM conversation_event
     WHERE conversation_id = ANY($1::text[]) AND (conversation_id, version) > ($2, $3) AND recorded_at < $4
@@ -50,14 +48,15 @@ async def history_pages(connect: Connect, since: datetime, until: datetime) -> A
     last = ""
     while True:
         async with connect("load") as connection:
-            scanned = await connection.fetch(_SCAN, last, since, until, SCANNED_CONVERSATIONS)
-        if not scanned:
+            ids = [row[0] for row in await connection.fetch(_IDS, last, SCANNED_CONVERSATIONS)]
+            scanned = await connection.fetch(_SCAN, ids, since, until) if ids else ()
+        if not ids:
             return
-        last, wanted = scanned[-1][0], [row for row in scanned if row[3]]
+        last, wanted = ids[-1], [row for row in scanned if row[3]]
         for chunk in _chunks([(key, rows, pruned) for key, rows, pruned, _ in wanted]):
             async for page in _pages_of(connect, chunk, until):
                 yield page
-        yield HistoryPage(len(scanned))
+        yield HistoryPage(len(ids))
 
 
 Chunk = Sequence[tuple[str, int, bool]]

@@ -4,6 +4,8 @@ import asyncio
 
 import asyncpg
 
+from consumer.postgres import citus
+from consumer.postgres.client import on_citus, set_for_transaction
 from consumer.service.ports import LockHolder
 
 _WAIT_SECONDS = 0.4
@@ -43,14 +45,16 @@ async def find_holder(
     waiting: asyncpg.Connection, watching: asyncpg.Connection, conversation_id: str
 ) -> LockHolder | None:
     """`waiting` asks for the row and gives up soon; meanwhile `watching` asks PostgreSQL whom it waits for."""
+    holder, own_id = (citus.HOLDER, "citus_backend_gpid()") if on_citus(waiting) else (_HOLDER, "pg_backend_pid()")
     transaction = waiting.transaction()
     await transaction.start()
     try:
-        pid = await waiting.fetchval("SELECT pg_backend_pid()")
+        await set_for_transaction(waiting)
+        own = await waiting.fetchval(f"SELECT {own_id}")
         await waiting.execute(f"SET LOCAL lock_timeout = {_WAIT_SECONDS * 1000:.0f}")
         asking = asyncio.create_task(_ask(waiting, conversation_id))
         try:
-            return await _watch(watching, pid, asking)
+            return await _watch(watching, holder, own, asking)
         finally:
             await asking
     finally:
@@ -66,9 +70,11 @@ async def _ask(connection: asyncpg.Connection, conversation_id: str) -> None:
         return
 
 
-async def _watch(connection: asyncpg.Connection, pid: int, asking: asyncio.Task[None]) -> LockHolder | None:
+async def _watch(
+    connection: asyncpg.Connection, holder: str, waiting: int, asking: asyncio.Task[None]
+) -> LockHolder | None:
     while not asking.done():
-        if row := await connection.fetchrow(_HOLDER, pid):
+        if row := await connection.fetchrow(holder, waiting):
             return LockHolder(*row)
         await asyncio.wait([asking], timeout=_POLL_SECONDS)
     return None

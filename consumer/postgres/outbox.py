@@ -17,7 +17,7 @@ TAKE_TURN = """
 OLDEST = f"SELECT {', '.join(OutboxRow._fields)} FROM transition_outbox ORDER BY id LIMIT $1"
 DELETE = "DELETE FROM transition_outbox WHERE id = ANY($1::bigint[])"
 BACKLOG = """
-    SELECT (SELECT count(*) FROM (SELECT FROM transition_outbox LIMIT $1) AS counted),
+    SELECT (SELECT count(*) FROM (SELECT 1 FROM transition_outbox LIMIT $1) AS counted),
         greatest(0, coalesce(extract(epoch FROM clock_timestamp() - (
             SELECT recorded_at FROM transition_outbox ORDER BY id LIMIT 1)), 0))::float8"""
 

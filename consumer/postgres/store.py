@@ -16,17 +16,19 @@ from consumer.lifecycle.model import Conversation, HistoryRow, Session
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog
+from consumer.postgres import citus
 from consumer.postgres.attempt import (
     LOAD,
-    LOCK,
     OF_PARTITION,
     PostgresAttempt,
     load,
+    lock,
     partition_key,
     session_from_row,
     transaction,
 )
-from consumer.postgres.client import APPLICATION, keeps_its_session, set_for_transaction
+from consumer.postgres.client import APPLICATION, keeps_its_session, on_citus, set_for_transaction
+from consumer.postgres.distribution import Layout, read_layout
 from consumer.postgres.errors import contention_is_outage
 from consumer.postgres.few import AttemptOfFew, count
 from consumer.postgres.histories import HistoryPage, history_pages
@@ -46,17 +48,23 @@ _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLI
 _DEADLINE = "LEAST(idle_at, expires_at)"
 # A timer that is pushed back is due a microsecond before a full second, as hardly any deadline is. So those of overdue
 # deadlines are found by 900 probes of the index, however many others are due within the same quarter of an hour.
-_TAKE_DUE_TIMERS = f"""
-    UPDATE conversation AS c SET wake_at = CASE
+_WAKE_NEXT = """CASE
         WHEN due.deadline >= due.now THEN due.deadline
         ELSE date_trunc('second', due.now + LEAST(GREATEST(due.now - due.deadline, interval '60 s'), interval '15 min'))
-            - interval '1 us' END
+            - interval '1 us' END"""
+_TAKE_DUE_TIMERS = f"""
+    UPDATE conversation AS c SET wake_at = {_WAKE_NEXT}
     FROM (
         SELECT conversation_id, wake_at, {_DEADLINE} AS deadline, statement_timestamp() AS now FROM conversation
         WHERE wake_at <= statement_timestamp() AND wake_at >= COALESCE($2::timestamptz, '-infinity')
         ORDER BY wake_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
     ) AS due WHERE c.conversation_id = due.conversation_id
     RETURNING c.conversation_id, due.wake_at, due.deadline, due.now"""
+_LOCK_DUE = f"""
+    SELECT due.conversation_id, due.wake_at, due.deadline, {_WAKE_NEXT} FROM (
+        SELECT conversation_id, wake_at, {_DEADLINE} AS deadline, $2::timestamptz AS now FROM conversation
+        WHERE conversation_id = ANY($1::text[]) AND wake_at <= $2 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS due"""
 _IS_OVERDUE = f"{_DEADLINE} < now() - interval '60 s'"
 _OVERDUE = f"""
     SELECT (SELECT count(*) FROM conversation WHERE wake_at <= now() AND {_IS_OVERDUE})
@@ -113,14 +121,18 @@ class PostgresStore:
                 return
             async with transaction(connection, progress):
                 if locking is Locking.PESSIMISTIC:
-                    await connection.fetch(LOCK, list(events))
+                    await lock(connection, list(events))
                 yield PostgresAttempt(connection, await load(connection, events, cached), progress, locking)
 
     async def take_due_timers(self, limit: int, since: datetime | None = None) -> list[DueTimer]:
         """See `ticker.Timers`. A timer whose row somebody else locks is left for a later call."""
         with contention_is_outage(_TIMERS):
             async with self._transaction("timers") as connection:
-                return [DueTimer(*row) for row in await connection.fetch(_TAKE_DUE_TIMERS, limit, since)]
+                if on_citus(connection):
+                    rows = await citus.take_due_timers(connection, _LOCK_DUE, limit, since)
+                else:
+                    rows = await connection.fetch(_TAKE_DUE_TIMERS, limit, since)
+                return [DueTimer(*row) for row in rows]
 
     async def overdue(self) -> int:
         """See `ticker.Timers`. A deadline that is overdue has a timer that is due, or was pushed back."""
@@ -185,6 +197,11 @@ class PostgresStore:
         """Those that `server_settings` has advice about, as they are for this connection."""
         async with self._connection("load") as connection:
             return [ServerSetting(*row) for row in await connection.fetch(READ_SETTINGS, NAMES)]
+
+    async def layout(self) -> Layout | None:
+        """How the tables are distributed; null where the extension Citus is not installed."""
+        async with self._connection("load") as connection:
+            return await read_layout(connection)
 
     async def conversation(self, conversation_id: str) -> tuple[list[Session], int]:
         """All sessions of a conversation, ascending, and its version; an unknown one has none, at version 0."""
@@ -289,7 +306,8 @@ class PostgresStore:
     async def history_size(self) -> tuple[int, int]:
         """Pages of the history's table, and bytes of a page."""
         async with self._connection("load") as connection:
-            table, page = await connection.fetchrow(_HISTORY_SIZE)
+            size = citus.HISTORY_SIZE if on_citus(connection) else _HISTORY_SIZE
+            table, page = await connection.fetchrow(size)
             return table // page, page
 
     async def count_old(self, pages: range, before: datetime) -> int:

@@ -75,8 +75,8 @@ conversation_event = sa.Table(
 transition_outbox = sa.Table(
     "transition_outbox",
     metadata,
-    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-    sa.Column("conversation_id", _ID, nullable=False),
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True)),
+    sa.Column("conversation_id", _ID),
     sa.Column("session", sa.Integer, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("from_status", sa.Text),
@@ -85,6 +85,7 @@ transition_outbox = sa.Table(
     sa.Column("reason", sa.Text),
     sa.Column("occurred_at", _TIME, nullable=False),
     sa.Column("recorded_at", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.PrimaryKeyConstraint("id", "conversation_id"),
 )
 
 kafka_offset = sa.Table(

@@ -1,6 +1,5 @@
 """Where competitors meet: topics filled beforehand, databases of their own, all on the same servers."""
 
-import asyncio
 import contextlib
 import secrets
 import tempfile
@@ -19,11 +18,10 @@ from consumer.decoding import encoded
 from consumer.kafka.admin import admin, log_bounds
 from consumer.lifecycle.model import Event
 from consumer.offsets import Partition
-from consumer.postgres import migrations
 from consumer.settings import KafkaSettings
 from tests.benchmarks.workload import PACE, Workload
 from tests.stack.broker import delete
-from tests.stack.database import execute, new_database
+from tests.stack.database import execute, migrate, new_database
 from tests.stack.services import Services
 
 PARTITIONS = 4
@@ -131,7 +129,7 @@ async def open_arena(services: Services) -> AsyncIterator[Arena]:
     with contextlib.ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         async with new_database(services.postgres, "bench_template") as template:
-            await asyncio.to_thread(migrations.upgrade, template)
+            await migrate(template)
             yield Arena(services, template, logs)
 
 

@@ -1,6 +1,5 @@
 """A worker in this process, its log in memory, on a real PostgreSQL."""
 
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -11,7 +10,6 @@ from consumer.decoding import encoded
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition
-from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.records import DeadLetter, Record
 from consumer.service.service import ConversationService
@@ -19,7 +17,7 @@ from consumer.settings import DatabaseSettings, WorkerSettings
 from consumer.worker import PartitionWorker
 from tests.benchmarks.workload import PACE, Workload
 from tests.memory_log import FiniteLog
-from tests.stack.database import new_database
+from tests.stack.database import migrate, new_database
 
 
 class LogInMemory(FiniteLog):
@@ -51,7 +49,7 @@ def log_of(workload: Workload, at_a_time: int | None = None) -> LogInMemory:
 
 async def work_off(server: str, log: LogInMemory) -> None:
     async with new_database(server, "profile") as database:
-        await asyncio.to_thread(migrations.upgrade, database)
+        await migrate(database)
         metrics = Metrics()
         async with PostgresStore.open(DatabaseSettings(url=SecretStr(database)), metrics) as store:
             service = ConversationService(store, metrics=metrics)

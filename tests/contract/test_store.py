@@ -21,6 +21,7 @@ from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryStore
 from tests.races import counted
+from tests.stack.citus import workers_of
 from tests.stack.database import connected
 from tests.stack.roles import copy_for_app
 from tests.stack.services import Services
@@ -28,7 +29,9 @@ from tests.stack.services import Services
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 3)
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR NO KEY UPDATE%'"
+WAITING_ON_CITUS = "SELECT count(*) FROM citus_lock_waits"
 BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+BLOCKED_ON_CITUS = "SELECT count(*) FROM citus_lock_waits WHERE blocking_gpid = citus_backend_gpid()"
 END_OTHERS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"""
@@ -431,8 +434,9 @@ async def saving_behind(holder: asyncpg.Connection, store: AnyStore, event: Even
     """Reads, decides and begins to save; returns once that waits for the end of the holder's transaction."""
     decided = decide(await load(store, event), event)
     saving = asyncio.create_task(save(store, decided, Progress(PLACE, 7, 12, next_mark=5)))
+    blocked = BLOCKED_ON_CITUS if await holder.fetchval("SELECT to_regclass('citus_lock_waits')") else BLOCKED
     async with asyncio.timeout(20):
-        while not await holder.fetchval(BLOCKED):  # noqa: ASYNC110 - another session waits
+        while not await holder.fetchval(blocked):  # noqa: ASYNC110 - another session waits
             await asyncio.sleep(0.01)
     return saving
 
@@ -524,7 +528,8 @@ async def until_one_waits_for_a_lock(store: AnyStore, stack: Services) -> None:
             await asyncio.sleep(0)
         return
     connection = await asyncpg.connect(stack.postgres)
-    while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - another process waits
+    waiting = WAITING_ON_CITUS if await workers_of(stack.postgres) else WAITING
+    while not await connection.fetchval(waiting):  # noqa: ASYNC110 - another process waits
         await asyncio.sleep(0.01)
     await connection.close()
 

@@ -11,12 +11,11 @@ from rich.table import Table
 from consumer.lifecycle.model import Author, Message
 from consumer.observability.metrics import Metrics, samples
 from consumer.observability.status import read_status
-from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.demo.writers import apply_until_written
-from tests.stack.database import new_database
+from tests.stack.database import migrate, new_database
 
 WRITERS = (1, 2, 4, 8, 16)
 CONVERSATIONS = 10
@@ -35,7 +34,7 @@ class Point:
 async def sweep(server: str) -> list[Point]:
     """One point for each number of writers, all on the same few conversations of a database of their own."""
     async with new_database(server, "demo") as database:
-        await asyncio.to_thread(migrations.upgrade, database)
+        await migrate(database)
         return [await _measure(database, writers) for writers in WRITERS]
 
 

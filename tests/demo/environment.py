@@ -12,12 +12,11 @@ from pathlib import Path
 import asyncpg
 
 from consumer.kafka.admin import admin
-from consumer.postgres import migrations
 from consumer.settings import KafkaSettings
 from tests.checker.planted import NO_PRIMARY_KEY, OF_THE_OTHERS
 from tests.demo.naive import CREATE
 from tests.stack.broker import delete
-from tests.stack.database import APPLIED, execute, new_database
+from tests.stack.database import APPLIED, execute, migrate, new_database
 from tests.stack.replica import Replica
 from tests.stack.services import Services
 from tests.traffic import SHORT_POLICY
@@ -87,7 +86,7 @@ def settings_of(kafka: KafkaSettings, database: str) -> dict[str, str]:
 @asynccontextmanager
 async def prepared(found: Services, bug: str | None) -> AsyncIterator[Environment]:
     async with unmigrated(found, "demo", bug) as environment:
-        await asyncio.to_thread(migrations.upgrade, environment.database)
+        await migrate(environment.database)
         for statement in (TRAIL, CREATE, *([NO_PRIMARY_KEY] if bug == "dedup" else [])):
             await execute(environment.database, statement)
         yield environment

@@ -18,7 +18,6 @@ from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics, samples, total
 from consumer.offsets import Partition
 from consumer.outbox import OutboxRelay
-from consumer.postgres import migrations
 from consumer.postgres.store import PostgresStore
 from consumer.records import DeadLetter, Record
 from consumer.service.service import ConversationService
@@ -30,7 +29,7 @@ from tests.checker.ledger import Evidence, Ledger, Letter, Published, Verdict
 from tests.checker.verdicts import event_in, liveness, safety
 from tests.fuzz.records import Fuzzer, Made
 from tests.memory_log import FiniteLog
-from tests.stack.database import new_database
+from tests.stack.database import migrate, new_database
 from tests.stack.services import Services, services
 
 console = Console(soft_wrap=True, highlight=False)
@@ -116,7 +115,7 @@ async def play(found: Services, fuzzer: Fuzzer, count: int, tally: Tally) -> Non
     logs = [FuzzedLog(number, of_one) for number, of_one in enumerate(made)]
     metrics, letters, topic = Metrics(["events"]), Letters(), TransitionTopic(Random(fuzzer.seed))
     async with new_database(found.postgres, "fuzz") as url:
-        await asyncio.to_thread(migrations.upgrade, url)
+        await migrate(url)
         async with PostgresStore.open(DatabaseSettings(url=url), metrics) as store:
             service = ConversationService(store, metrics=metrics)
             relay = OutboxRelay(store, topic.publish, settings=RELAY, metrics=metrics, health=Health())

@@ -11,6 +11,7 @@ import pytest
 from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
 from consumer.lifecycle.model import Event
 from consumer.postgres import migrations
+from consumer.postgres.outbox import DELETE, OLDEST
 from consumer.postgres.store import PostgresStore
 from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService
@@ -72,6 +73,13 @@ class TestSchema:
                 async with store.turn(10, 1) as batch:
                     assert batch is not None
                     assert len(batch.rows) == 3
+
+    @pytest.mark.parametrize("sql", [OLDEST.replace("$1", "10"), DELETE.replace("$1", "'{1,2}'")])
+    async def test_the_outbox_is_read_and_emptied_by_its_key(self, store: PostgresStore, sql: str) -> None:
+        async with store._connection("load") as connection:
+            plan = await connection.fetch(f"EXPLAIN {sql}")
+
+        assert "transition_outbox_pkey" in "\n".join(line for (line,) in plan)
 
     async def test_the_view_has_all_sessions(self, store: PostgresStore, database: str) -> None:
         events: list[Event] = [message(at=NOW - HOUR), close(at=NOW - MINUTE), message(at=NOW)]

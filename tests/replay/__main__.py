@@ -12,10 +12,9 @@ import time
 
 from consumer.commands.what_if import compare
 from consumer.commands.what_if_report import Result
-from consumer.postgres import migrations
 from consumer.settings import DatabaseSettings, Settings
 from tests.replay.stored_traffic import rows, store_traffic
-from tests.stack.database import new_database
+from tests.stack.database import migrate, new_database
 from tests.stack.process import say
 from tests.stack.services import services
 from tests.traffic import SHORT_POLICY
@@ -39,7 +38,7 @@ def main() -> int:
 
 async def _run(server: str, events: int, seed: int) -> None:
     async with new_database(server, "what_if") as database:
-        await asyncio.to_thread(migrations.upgrade, database)
+        await migrate(database)
         result = await check(database, events, seed)
         say(f"nothing differs under the same policy: {result.decided / result.seconds:,.0f} history rows/s")
         for command in COMMANDS:

@@ -1,5 +1,6 @@
 """Databases of the demo and the tests: made and dropped by the name that they were given here."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +8,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from consumer.postgres import migrations
+from consumer.postgres.distribution import administering, distribute, make_plan, read_layout
+from tests.stack.citus import make_cluster, with_path, workers_of
 from tests.stack.process import DevstackError
 
 APPLIED = "SELECT coalesce(sum(next_offset), 0) FROM kafka_offset"
@@ -22,15 +26,43 @@ async def new_database(
     `strategy` is that of `CREATE DATABASE`: FILE_COPY for a large one.
     """
     name = f"{prefix}_{secrets.token_hex(8)}"
-    await execute(
-        server,
-        f"CREATE DATABASE {name}"
-        + (f" TEMPLATE {urlsplit(template).path[1:]} STRATEGY {strategy}" if template else ""),
-    )
+    nodes = [server, *await workers_of(server)]
+    copy = f" TEMPLATE {urlsplit(template).path[1:]} STRATEGY {strategy}" if template else ""
+    for node in nodes:
+        async with without_citus(node, urlsplit(template).path[1:] if template and len(nodes) > 1 else None):
+            await execute(node, f"CREATE DATABASE {name}{copy}")
     try:
-        yield urlsplit(server)._replace(path=f"/{name}").geturl()
+        if len(nodes) > 1 and not template:
+            await make_cluster([with_path(node, name) for node in nodes])
+        yield with_path(server, name)
     finally:
-        await execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+        for node in nodes:
+            async with without_citus(node, name if len(nodes) > 1 else None):
+                await execute(node, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def migrate(url: str) -> None:
+    """Brings a database to the newest schema, and distributes it where its server is a Citus coordinator."""
+    await asyncio.to_thread(migrations.upgrade, url)
+    async with administering(url) as connection:
+        if await read_layout(connection) is not None:
+            async for _ in distribute(connection, await make_plan(connection, None)):
+                pass
+
+
+@asynccontextmanager
+async def without_citus(server: str, database: str | None) -> AsyncIterator[None]:
+    """Nobody is connected to the database meanwhile, so it can be copied or dropped: Citus keeps a session in each."""
+    if database is None:
+        yield
+        return
+    allow = "UPDATE pg_database SET datallowconn = {} WHERE datname = '{}'"
+    await execute(server, allow.format("false", database))
+    await execute(server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+    try:
+        yield
+    finally:
+        await execute(server, allow.format("true", database))
 
 
 @asynccontextmanager

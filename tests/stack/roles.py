@@ -8,9 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.stack.citus import workers_of
 from tests.stack.database import execute, new_database
 from tests.stack.postgres_server import BINARIES
 
+ALONE = "SET citus.enable_ddl_propagation = off; "
+"""Before a statement that is for one node of a Citus cluster."""
 SCRIPT = Path(__file__).parents[2] / "deploy" / "postgres" / "roles.sql"
 ROLES = ("owner", "app", "reader")
 
@@ -42,12 +45,14 @@ async def copy_for_app(server: str, template: str) -> AsyncIterator[str]:
     prefix = _prefix(template)
     async with new_database(server, "test", template) as url:
         name = urlsplit(url).path[1:]
-        # Privileges on the database itself are not copied.
-        await execute(
-            url,
-            f"ALTER DATABASE {name} OWNER TO {prefix}_owner; REVOKE ALL ON DATABASE {name} FROM PUBLIC; "
-            f"GRANT CONNECT ON DATABASE {name} TO {prefix}_app, {prefix}_reader",
-        )
+        # Privileges on the database itself are not copied, nor passed on to workers.
+        for node in (url, *await workers_of(url)):
+            await execute(
+                node,
+                f"{'' if node == url else ALONE}ALTER DATABASE {name} OWNER TO {prefix}_owner; "
+                f"REVOKE ALL ON DATABASE {name} FROM PUBLIC; "
+                f"GRANT CONNECT ON DATABASE {name} TO {prefix}_app, {prefix}_reader",
+            )
         yield with_role(url, f"{prefix}_app")
 
 

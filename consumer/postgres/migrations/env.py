@@ -9,10 +9,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from consumer.postgres.client import APPLICATION, UNPREPARED
 from consumer.postgres.errors import connecting
-from consumer.postgres.migrations import Progress
+from consumer.postgres.migrations import LOCK, Progress
 from consumer.postgres.tables import metadata
-
-LOCK = 0x636F6E766572  # "conver": pg_advisory_xact_lock, so that replicas may migrate at once
 
 
 def migrate(connection: sa.Connection | None, progress: Progress) -> None:

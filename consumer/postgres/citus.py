@@ -1,0 +1,73 @@
+"""What runs otherwise where the conversations are distributed: a row can be locked only by statements of one shard.
+
+A conversation and all that belongs to it lie in one shard, so nothing else of it is different. No two shards are read
+at one moment.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+# One after the other: of a union, the coordinator would store what each part finds, and send it to a worker.
+CHANGED = """
+    SELECT NULL, c.conversation_id, NULL, NULL FROM unnest($1::conversation_version[]) AS k
+    JOIN conversation AS c ON c.conversation_id = k.conversation_id AND c.version <> k.version"""
+KNOWN = """
+    SELECT NULL, e.conversation_id, e.source, e.event_id FROM unnest($1::event_identity[]) AS k
+    JOIN conversation_event AS e USING (conversation_id, source, event_id)"""
+_BY_SHARD = """
+    SELECT array_agg(id) FROM unnest($1::text[]) AS id
+    GROUP BY get_shard_id_for_distribution_column('conversation', id)
+    ORDER BY get_shard_id_for_distribution_column('conversation', id)"""
+_DUE = """
+    SELECT conversation_id FROM conversation
+    WHERE wake_at <= $2 AND wake_at >= COALESCE($3::timestamptz, '-infinity') ORDER BY wake_at LIMIT $1"""
+_REARM = """
+    UPDATE conversation AS c SET wake_at = n.wake_at FROM unnest($1::text[], $2::timestamptz[]) AS n(id, wake_at)
+    WHERE c.conversation_id = n.id"""
+# Each shard has pages of its own; the largest says how far they go.
+HISTORY_SIZE = """
+    SELECT coalesce(max(result::bigint), 0), current_setting('block_size')::int
+    FROM run_command_on_shards('conversation_event', $$SELECT pg_relation_size('%s')$$)"""
+HOLDER = """
+    SELECT a.pid, a.application_name, coalesce(a.usename, ''), a.xact_start, coalesce(a.state, '')
+    FROM citus_lock_waits AS w JOIN citus_stat_activity AS a ON a.global_pid = w.blocking_gpid
+    WHERE w.waiting_gpid = $1 AND NOT a.is_worker_query ORDER BY a.xact_start LIMIT 1"""
+
+
+async def read_versions_and_known_ids(
+    connection: asyncpg.Connection, versions: Collection[tuple[str, int]], identities: Collection[tuple[str, str, str]]
+) -> tuple[datetime, list[asyncpg.Record]]:
+    """The time, and the rows of `attempt.READ_VERSIONS_AND_KNOWN_IDS`."""
+    now = await connection.fetchval("SELECT clock_timestamp()")
+    changed = await connection.fetch(CHANGED, versions) if versions else []
+    return now, changed + (await connection.fetch(KNOWN, identities) if identities else [])
+
+
+def load_archive(columns: str) -> str:
+    """All archived sessions of conversations: a join would have to look for the right one on each shard."""
+    return f"""
+    SELECT conversation_id, {columns} FROM conversation_session_archive
+    WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
+
+
+async def fetch_by_shard(
+    connection: asyncpg.Connection, sql: str, ids: Sequence[str], *parameters: Any
+) -> list[asyncpg.Record]:
+    """The rows of a statement whose first parameter is conversation ids: once for the ids of each shard, in order."""
+    shards = await connection.fetch(_BY_SHARD, ids) if ids else ()
+    return [row for (of_shard,) in shards for row in await connection.fetch(sql, of_shard, *parameters)]
+
+
+async def take_due_timers(
+    connection: asyncpg.Connection, lock_due: str, limit: int, since: datetime | None
+) -> list[tuple[str, datetime, datetime, datetime]]:
+    """`lock_due` locks of the given rows those that are due at a time, and returns when their timers are due next."""
+    now = await connection.fetchval("SELECT clock_timestamp()")
+    ids = [row[0] for row in await connection.fetch(_DUE, limit, now, since)]
+    locked = await fetch_by_shard(connection, lock_due, ids, now)
+    if locked:
+        await connection.execute(_REARM, [row[0] for row in locked], [row[-1] for row in locked])
+    return [(key, wake_at, deadline, now) for key, wake_at, deadline, _ in locked]
