@@ -1,8 +1,6 @@
 """How the clients behave while no broker answers: in memory as aiokafka's do, whose broker is frozen."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
@@ -43,8 +41,8 @@ async def with_a_frozen_broker(broker: KafkaBroker) -> AsyncIterator[Outage]:
     async with real_clients(broker.bootstrap_servers) as clients:
         yield Outage(
             clients,
-            lambda: os.kill(broker.pid, signal.SIGSTOP),
-            lambda: os.kill(broker.pid, signal.SIGCONT),
+            broker.freeze,
+            broker.thaw,
         )
 
 

@@ -1,9 +1,7 @@
 """What the ticker relies on of its topic: in memory as on a broker, which may stand still."""
 
 import asyncio
-import os
 import secrets
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -67,10 +65,10 @@ async def on_a_broker(broker: KafkaBroker) -> AsyncIterator[Subject]:
         yield Subject(
             producer,
             read,
-            lambda: os.kill(broker.pid, signal.SIGSTOP),
-            lambda: os.kill(broker.pid, signal.SIGCONT),
+            broker.freeze,
+            broker.thaw,
         )
-        os.kill(broker.pid, signal.SIGCONT)
+        broker.thaw()
 
 
 @pytest.fixture(params=["in_memory", "on_a_broker"])

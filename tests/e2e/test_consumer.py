@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import struct
 from datetime import UTC, datetime
@@ -317,10 +316,10 @@ async def test_brokers_that_do_not_answer_make_the_replica_unready_until_they_do
         await group.publish(message(at=NOW - HOUR))
         await group.until_applied(1)
 
-        os.kill(broker.pid, signal.SIGSTOP)
+        broker.freeze()
         await until(lambda: is_unready(replica, "Kafka: does not answer"), "not ready")
         assert (await replica.get("/livez"))[0] == 200
-        os.kill(broker.pid, signal.SIGCONT)
+        broker.thaw()
         await until(replica.ready, "ready again")
         await group.publish(message(at=NOW))
         await group.until_applied(2)

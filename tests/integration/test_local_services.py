@@ -109,6 +109,24 @@ def test_no_port_is_handed_out_twice() -> None:
     assert len(set(ports)) == len(ports)
 
 
+def test_a_frozen_server_stands_still_until_it_is_thawed() -> None:
+    server = Server("sleeper")
+    server.start(["sleep", "60"], ready=lambda: True)
+    try:
+        server.freeze()
+        frozen = state(server.pid)
+        server.thaw()
+        eventually(lambda: state(server.pid) == "S", "it goes on")
+    finally:
+        server.stop()
+
+    assert frozen == "T"
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_a_server_that_fails_to_start_says_what_it_printed() -> None:
     server = Server("broken")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -285,7 +284,7 @@ async def test_a_lock_on_the_table_is_waited_for(store: PostgresStore, database:
 def broker() -> Iterator[KafkaBroker]:
     broker = KafkaBroker()
     yield broker
-    os.kill(broker.pid, signal.SIGCONT)
+    broker.thaw()
     broker.stop()
 
 
@@ -312,11 +311,11 @@ class TestBrokerThatStandsStill:
             await producer.publish([(b"c-1", b"before")])
             tasks = len(asyncio.all_tasks())
             for _ in range(3):
-                os.kill(broker.pid, signal.SIGSTOP)
+                broker.freeze()
                 async with asyncio.timeout(10):
                     with pytest.raises(UnavailableError):
                         await producer.publish([(b"c-1", b"during")])
-                os.kill(broker.pid, signal.SIGCONT)
+                broker.thaw()
                 await producer.publish([(b"c-1", b"after")])
 
             assert len(asyncio.all_tasks()) <= tasks + 1
@@ -335,14 +334,14 @@ class TestBrokerThatStandsStill:
             async with opened(database) as store:
                 await converse(store, 1)
                 await until(lambda: counted(relay, "conversation_outbox_published_total", 3), "three are published")
-                os.kill(broker.pid, signal.SIGSTOP)
+                broker.freeze()
                 await ConversationService(store).apply([message(at=NOW, conversation_id="c-0")])
             await until(lambda: unready(relay), "the relay is not ready")
             await until(lambda: counted(relay, "conversation_outbox_rows", 1), "what waits is counted")
             async with asyncio.timeout(30):
                 code = await relay.stop()
         finally:
-            os.kill(broker.pid, signal.SIGCONT)
+            broker.thaw()
             await relay.stop(signal.SIGKILL)
 
         assert code == 0

@@ -66,7 +66,7 @@ class ConnectWorker:
 
     def freeze(self) -> None:
         """Keeps its connections and does nothing more; `restart` with SIGKILL ends that."""
-        os.kill(self._server.pid, signal.SIGSTOP)
+        self._server.freeze()
 
     def restart(self, with_signal: signal.Signals) -> None:
         """Ends it, starts it again on its offsets and waits until it answers."""

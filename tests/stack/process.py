@@ -20,6 +20,7 @@ from tests.stack import supervisor
 NOBODY = 65534
 BELOW_OUTGOING = range(10_000, 32_768)
 """Linux takes the ports of outgoing connections from above, unless it is told otherwise."""
+STOP_SECONDS = 30.0
 _given: set[int] = set()
 
 
@@ -148,10 +149,11 @@ class Server:
             raise DevstackError(f"{self.name} ended by itself:\n{self.log()[-2000:]}")
 
     def freeze(self) -> None:
-        """Stops the server with all its descendants where they are, by SIGSTOP."""
+        """Stops the server with all its descendants where they are, by SIGSTOP. Returns when they stand still."""
         # The parent first: a stopped one starts no more children.
         for pid in self._family():
             _send(pid, signal.SIGSTOP)
+            _await_stop(pid)
 
     def thaw(self) -> None:
         for pid in self._family():
@@ -198,6 +200,16 @@ class Server:
                 self._process.stdin.close()
             self._process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _await_stop(pid: int) -> None:
+    """On a busy machine, threads of a process work on until one of them has got the signal."""
+    deadline = time.monotonic() + STOP_SECONDS
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
+            if time.monotonic() > deadline:
+                raise DevstackError(f"process {pid} does not stop")
+            time.sleep(0.001)
 
 
 def _send(pid: int, number: signal.Signals) -> None:
