@@ -9,7 +9,7 @@ import asyncpg
 from consumer.errors import ConfigurationError
 from consumer.postgres.client import APPLICATION
 from consumer.postgres.errors import classified, connecting
-from consumer.postgres.migrations import LOCK
+from consumer.postgres.tables import SCHEMA_LOCK
 
 COLUMN = "conversation_id"
 TABLES = ("conversation", "conversation_session_archive", "conversation_event", "transition_outbox")
@@ -122,7 +122,7 @@ async def distribute(connection: asyncpg.Connection, plan: DistributionPlan) -> 
     """
     with classified():
         async with connection.transaction():
-            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK}); {_IN_TURN}")
+            await connection.execute(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK}); {_IN_TURN}")
             await connection.execute(f"LOCK TABLE {', '.join(TABLES)} IN ACCESS EXCLUSIVE MODE")
             await connection.execute(_TYPES)
             for table, _ in plan.tables:

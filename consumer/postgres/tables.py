@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 REQUIRED_REVISION = "0005"
 """The oldest schema that this build runs on. Revisions are numbers: later ones compare greater."""
+SCHEMA_LOCK = 0x636F6E766572  # "conver": pg_advisory_xact_lock, so that replicas may migrate at once
 metadata = sa.MetaData()
 _ID = sa.Text(collation="C")
 _TIME = sa.DateTime(timezone=True)

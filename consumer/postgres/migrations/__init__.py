@@ -18,8 +18,6 @@ from alembic.util import CommandError
 from consumer.errors import ConfigurationError, ConsumerError, UnavailableError
 from consumer.postgres.errors import classified, server_message
 
-LOCK = 0x636F6E766572  # "conver": pg_advisory_xact_lock, so that replicas may migrate at once
-
 
 class Progress:
     """How far a run has come; none of it lasts if the run fails."""

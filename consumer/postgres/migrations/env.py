@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from consumer.postgres.client import APPLICATION, UNPREPARED
 from consumer.postgres.errors import connecting
-from consumer.postgres.migrations import LOCK, Progress
-from consumer.postgres.tables import metadata
+from consumer.postgres.migrations import Progress
+from consumer.postgres.tables import SCHEMA_LOCK, metadata
 
 
 def migrate(connection: sa.Connection | None, progress: Progress) -> None:
@@ -24,7 +24,7 @@ def migrate(connection: sa.Connection | None, progress: Progress) -> None:
     )
     with context.begin_transaction():
         if connection is not None:
-            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})"))
             progress.start(context.get_context().get_current_heads())
         if not progress.database_is_newer:
             context.run_migrations()
