@@ -29,7 +29,7 @@ $(INSTALLED): requirements-uv.lock requirements-dev.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install ## real Kafka, real PostgreSQL, concurrent writers: see that nothing is lost (DEMO=options)
+demo: install ## real Kafka, PostgreSQL and racing writers (DEMO=options)
 	$(BIN)/python -m tests.demo $(DEMO)
 
 services: install ## Kafka and PostgreSQL to play with, until Ctrl-C
@@ -38,10 +38,10 @@ services: install ## Kafka and PostgreSQL to play with, until Ctrl-C
 test: install ## run all tests on real services
 	$(BIN)/pytest
 
-simulate: install ## play seeded schedules of faults on virtual time (SCHEDULES=10000 SEED=0)
+simulate: install ## seeded schedules, virtual time (SCHEDULES=10000 SEED=0)
 	$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) --seed $(SEED)
 
-planted-bugs: install ## plant a bug at a time, into the simulation and into real replicas: the checker must find each
+planted-bugs: install ## plant one bug at a time: the checker must find each
 	$(BIN)/python -m tests.simulation --planted
 	@set -e; for bug in version:versions dedup:effect guard:backwards redecide:folds; do \
 		log=$$(mktemp); code=0; printf '%s: ' $${bug%:*}; \
@@ -50,16 +50,16 @@ planted-bugs: install ## plant a bug at a time, into the simulation and into rea
 		rm $$log; \
 	done
 
-what-if-check: install ## store a million events, decide them again under the same policy: nothing may differ (EVENTS=1000000 SEED=0)
+what-if-check: install ## replay stored events: none may differ (EVENTS=1000000 SEED=0)
 	$(BIN)/python -m tests.replay --events $(EVENTS) --seed $(SEED)
 
-mutmut: install ## change what can lose an event in every small way: the tests should notice (ONLY=kafka/partition MINUTES=limit)
+mutmut: install ## mutation tests (ONLY=kafka/partition MINUTES=limit)
 	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(or $(MINUTES),5))
 
-fuzz: install ## feed odd and hostile records to real workers on real PostgreSQL (RECORDS=1000000 SEED=0)
+fuzz: install ## odd and hostile records (RECORDS=1000000 SEED=0)
 	$(BIN)/python -m tests.fuzz --records $(RECORDS) --seed $(SEED)
 
-chaos: install ## faults on real processes, three brokers, PostgreSQL with a standby (MINUTES=5 SEED=0 SCENARIO=name LEDGER=file)
+chaos: install ## faults on real parts (MINUTES=5 SEED=0 SCENARIO= LEDGER=)
 	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(or $(MINUTES),5) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(LEDGER),--ledger $(LEDGER)) $(CHAOS)
 
 chaos-quick: install ## a few of the same, each alone
@@ -68,20 +68,20 @@ chaos-quick: install ## a few of the same, each alone
 chaos-mutation: install ## plant bugs into the replicas of the rig: each must be found
 	$(BIN)/python -m tests.chaos --mutation
 
-bench: install ## ours beside other designs and under conditions, every goal with its figure (35 min; PARTS="latency outbox"; writes the figures of docs/performance.md)
+bench: install ## all benchmarks, 35 min (PARTS="latency outbox": these alone)
 	$(BIN)/python -m tests.benchmarks $(if $(PARTS),--only $(PARTS))
 
 bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly right
 	$(BIN)/python -m tests.benchmarks --quick
 
-profile: install ## where the time goes: the parts of a lone event, and a replica under a backlog
+profile: install ## where the time goes: of a lone event, and of a backlog
 	$(BIN)/python -m tests.benchmarks.profile
 
-rules: ## check and test the Prometheus rules (needs promtool: apt-get install prometheus)
+rules: ## check and test the Prometheus rules (needs promtool)
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/rules_test.yaml
 
-dashboard: install ## run replicas under traffic and draw what a real Prometheus answers to the dashboard (docs/dashboard.png)
+dashboard: install ## draw the dashboard under traffic (docs/dashboard.png)
 	$(BIN)/python -m tests.observability
 
 lint: install ## style, types, import directions
@@ -105,38 +105,38 @@ lock: install ## resolve the locked requirements anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra otel --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 	echo hatchling | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header - -c requirements-dev.lock -o requirements-build.lock
 
-schemas: install ## generate schemas/json and schemas/asyncapi.yaml from the models
+schemas: install ## generate schemas/json and schemas/asyncapi.yaml
 	$(BIN)/python -m schemas
 
 docs: install ## write the parts of docs/ that follow from the code
 	$(BIN)/python -m tests.model.documents
 
-kubernetes-rules: install ## write the PrometheusRule of deploy/k8s from deploy/prometheus/rules.yaml
+kubernetes-rules: install ## write the PrometheusRule from deploy/prometheus
 	$(BIN)/python -m tests.kubernetes.prometheus_rule
 
-kubernetes-check: install ## render deploy/k8s, validate it against published schemas, check what it promises
+kubernetes-check: install ## render deploy/k8s, validate it, check what it promises
 	$(BIN)/pytest tests/kubernetes
 
-upgrade-check: install ## an old build and this one side by side, upgraded, rolled back, upgraded, under load (OLD=commit)
+upgrade-check: install ## an old build beside this one, under load (OLD=commit)
 	$(BIN)/python -m tests.upgrade $(if $(OLD),--old $(OLD)) $(UPGRADE)
 
-image: ## build the container image (IMAGE=name BASE=python:3.13-slim@sha256:... SOURCE=address of the sources)
+image: ## build the container image (IMAGE=name BASE=image SOURCE=url)
 	docker build --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg SOURCE=$(SOURCE) \
 		--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' consumer/__init__.py) \
 		--build-arg REVISION=$$(git describe --always --dirty --abbrev=40) \
 		--build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
 
-image-check: install ## build the image, look at what is in it and run it for real; needs a Docker engine
+image-check: install ## build the image and run it (needs a Docker engine)
 	$(BIN)/pytest -m deploy tests/deploy/test_image.py
 
-deploy-check: install ## the same, and deploy/compose.yaml through kills and restarts (COMPOSE=docker-compose forces that one)
+deploy-check: install ## the same, and deploy/compose.yaml (COMPOSE=command)
 	$(BIN)/pytest -m deploy tests/deploy
 
 sbom: install ## what the image installs, as CycloneDX: build/sbom.json
 	@mkdir -p build
 	$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible -o build/sbom.json requirements.lock
 
-audit: install ## look the locked requirements up in the advisory database; fails where it cannot be asked
+audit: install ## look the lock up in the advisory database
 	@$(BIN)/python -m tests.deploy.audit requirements.lock
 
 clean: ## remove what the other targets made
