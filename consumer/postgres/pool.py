@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
@@ -85,7 +86,10 @@ async def _checked_out(pool: sa.QueuePool) -> AsyncIterator[asyncpg.Connection]:
 
     Nobody gets a connection again whose answer was not waited for: it would meet the next statement.
     """
-    pooled = await greenlet_spawn(pool.connect)
+    try:
+        pooled = await greenlet_spawn(pool.connect)
+    except AsyncAdapt_asyncpg_dbapi.Error as error:  # of the statements that SQLAlchemy sends over its first connection
+        raise error.__cause__ or error from None
     try:
         yield pooled.driver_connection
     except (TimeoutError, TooSlowError, asyncio.CancelledError):

@@ -94,7 +94,36 @@ def descriptor_modes() -> Iterator[int]:
             yield os.fstat(int(descriptor.name)).st_mode
 
 
+@asynccontextmanager
+async def proxied(database: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A network before the database, and the URL of the way through it."""
+    address = urlsplit(database)
+    assert address.hostname is not None
+    assert address.port is not None
+    async with Proxy.open(address.hostname, address.port) as network:
+        user, _, _ = address.netloc.rpartition("@")
+        yield network, address._replace(netloc=f"{user}@127.0.0.1:{network.port}").geturl()
+
+
+async def first_connection_answers(network: Proxy, through: str, count: int) -> bool:
+    """Whether it does although each connection ends after so many bytes of either side."""
+    network.cut_after(count)
+    async with opened(through) as store:
+        try:
+            await store.now()
+        except UnavailableError:
+            return False
+    return True
+
+
 class TestLostConnections:
+    async def test_a_first_connection_that_ends_after_any_number_of_bytes_is_an_outage(self, database: str) -> None:
+        async with proxied(database) as (network, through):
+            answers = [await first_connection_answers(network, through, count) for count in range(20, 3000, 20)]
+
+        assert answers == sorted(answers)
+        assert {*answers} == {False, True}
+
     async def test_thirty_lost_connections_leave_no_more_at_the_server_than_the_pool_holds(
         self, store: PostgresStore, database: str
     ) -> None:
@@ -160,20 +189,18 @@ class TestRestart:
 
 class TestHalfOpenNetwork:
     async def test_nothing_is_left_of_the_connections_that_a_silent_network_cost(self, database: str) -> None:
-        address = urlsplit(database)
-        assert address.hostname is not None
-        assert address.port is not None
-        async with Proxy.open(address.hostname, address.port) as network, connected(database) as server:
-            user, _, _ = address.netloc.rpartition("@")
-            through = address._replace(netloc=f"{user}@127.0.0.1:{network.port}").geturl()
-            async with opened(
+        async with (
+            proxied(database) as (network, through),
+            connected(database) as server,
+            opened(
                 through, connect_timeout_seconds=0.3, statement_timeout_seconds=0.2, command_timeout_seconds=0.3
-            ) as store:
-                async with busy(store):
-                    for _ in range(4):
-                        network.fall_silent()
-                        assert not await store.answers()
-                        network.heal()
-                        await eventually(store.answers, "the database answers again")
+            ) as store,
+        ):
+            async with busy(store):
+                for _ in range(4):
+                    network.fall_silent()
+                    assert not await store.answers()
+                    network.heal()
+                    await eventually(store.answers, "the database answers again")
 
-                await at_most_a_pool(server)
+            await at_most_a_pool(server)
