@@ -24,13 +24,16 @@ CHECKPOINTS = "SELECT num_done FROM pg_stat_checkpointer"
 CHECKPOINTS_BEFORE_17 = "SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter"
 COMPRESSION = "SELECT unnest(enumvals) FROM pg_settings WHERE name = 'wal_compression'"
 SIZE = "SELECT pg_total_relation_size('conversation') + pg_total_relation_size('conversation_event')"
-BASIS = {"max_wal_size": "800MB", "checkpoint_timeout": "15min"}
-"""Of a fifth of five million conversations: a page is written as often between two checkpoints as there with 4GB."""
+MANY = 5_000_000
+BASIS = {"max_wal_size": "4GB", "checkpoint_timeout": "15min"}
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`settings` of the server beside those of `BASIS`, and statements that change the tables before the load."""
+    """Settings of the server beside those of `BASIS`, as for `MANY` conversations.
+
+    `statements` change the tables before the load.
+    """
 
     name: str
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -45,12 +48,18 @@ def _distance(max_wal_size: str, method: str = "off") -> Variant:
 def settings_variants(methods: Collection[str]) -> list[Variant]:
     """Those whose WAL compression the server knows."""
     variants = [
-        *(_distance("200MB", method) for method in ("off", "pglz", "lz4", "zstd")),
-        *(_distance("800MB", method) for method in ("off", "pglz", "lz4")),
-        _distance("3200MB"),
-        _distance("200MB"),
+        *(_distance("1GB", method) for method in ("off", "pglz", "lz4", "zstd")),
+        *(_distance("4GB", method) for method in ("off", "pglz", "lz4")),
+        *(_distance("16GB", method) for method in ("off", "pglz", "lz4")),
+        _distance("1GB"),
     ]
     return [one for one in variants if one.settings["wal_compression"] in methods]
+
+
+def scaled(settings: Mapping[str, str], conversations: int) -> dict[str, str]:
+    """For so many conversations: a page is written as often between two checkpoints as with five million of them."""
+    gigabytes = int(settings["max_wal_size"].removesuffix("GB"))
+    return {**settings, "max_wal_size": f"{gigabytes * 1000 * conversations // MANY}MB"}
 
 
 def _filled(percent: int) -> Variant:
@@ -85,10 +94,10 @@ class TunedServer(PostgresServer):
         return {name: value for name, value in super()._options().items() if name not in BASIS}
 
     async def apply(self, settings: Mapping[str, str]) -> None:
-        """Restarts it with these settings beside those of `BASIS`. What was written before is on disk by then."""
+        """Restarts it with these settings alone. What was written before is on disk by then."""
         await execute(self.dsn, "CHECKPOINT")
         await execute(self.dsn, "ALTER SYSTEM RESET ALL")
-        for name, value in {**BASIS, **settings}.items():
+        for name, value in settings.items():
             await execute(self.dsn, f"ALTER SYSTEM SET {name} = '{value}'")
         self.restart()
 
@@ -125,7 +134,6 @@ async def tuned_arena(arena: Arena) -> AsyncIterator[tuple[TunedServer, Arena]]:
     """A PostgreSQL of its own, beside the brokers of `arena`."""
     server = TunedServer()
     try:
-        await server.apply({})
         async with open_arena(replace(arena.services, postgres=server.dsn)) as own:
             yield server, own
     finally:
@@ -155,7 +163,7 @@ async def _under_each(
         arena.log(workload, opening=False) as log,
     ):
         for variant in variants:
-            await server.apply(variant.settings)
+            await server.apply(scaled({**BASIS, **variant.settings}, workload.conversations))
             yield await _measured(arena, log, template, variant)
 
 

@@ -9,7 +9,7 @@ from tests.benchmarks.ours import Run, Usage
 from tests.benchmarks.parts import BatchParts, parts_table, total_seconds
 from tests.benchmarks.report import merged
 from tests.benchmarks.sender import Sent
-from tests.benchmarks.server import HEADING, Tuned, settings_variants
+from tests.benchmarks.server import HEADING, Tuned, scaled, settings_variants
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SENT = Sent(events=1000, seconds=2.0, cpu_seconds=0.1, latest_seconds=0.0)
@@ -86,6 +86,13 @@ def test_a_setting_that_the_server_does_not_know_is_left_out() -> None:
     assert {one.settings["wal_compression"] for one in all_known} == {"off", "pglz", "lz4", "zstd"}
     assert few_known == [one for one in all_known if one.settings["wal_compression"] in {"off", "pglz"}]
     assert few_known[0] == few_known[-1]
+
+
+def test_the_distance_between_checkpoints_is_as_large_a_part_as_the_conversations_are() -> None:
+    settings = {"max_wal_size": "4GB", "wal_compression": "off"}
+
+    assert scaled(settings, 1_000_000) == {"max_wal_size": "800MB", "wal_compression": "off"}
+    assert scaled(settings, 5_000_000)["max_wal_size"] == "4000MB"
 
 
 def test_a_load_under_a_variant_is_a_row_of_figures() -> None:
