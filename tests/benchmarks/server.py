@@ -20,12 +20,13 @@ from tests.stack.postgres_server import PostgresServer
 
 GIVEN = os.environ.get("BENCH_POSTGRES_BINARIES", "")
 ORIGIN = f" ({GIVEN})" if GIVEN else ""
-CHECKPOINTS = "SELECT num_done FROM pg_stat_checkpointer"
+CHECKPOINTS = "SELECT num_timed + num_requested FROM pg_stat_checkpointer"
 CHECKPOINTS_BEFORE_17 = "SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter"
 COMPRESSION = "SELECT unnest(enumvals) FROM pg_settings WHERE name = 'wal_compression'"
 SIZE = "SELECT pg_total_relation_size('conversation') + pg_total_relation_size('conversation_event')"
 MANY = 5_000_000
-BASIS = {"max_wal_size": "4GB", "checkpoint_timeout": "15min"}
+BASIS = {"max_wal_size": "1GB", "checkpoint_timeout": "15min"}
+"""PostgreSQL's own distance between checkpoints, none of which comes by the clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,15 @@ class Tuned:
 
 
 HEADING = (
-    *("", "events/s", "CPU µs an event: replica", "PostgreSQL", "WAL bytes an event", "checkpoints", "HOT updates"),
+    *(
+        "",
+        "events/s",
+        "CPU µs an event: replica",
+        "PostgreSQL",
+        "WAL bytes an event",
+        "checkpoints begun",
+        "HOT updates",
+    ),
     "tables and indexes, MiB",
 )
 
