@@ -189,8 +189,7 @@ def _in_archive(
 
 async def _load_archive(connection: asyncpg.Connection, asked: Sequence[tuple[str, datetime, bool]]) -> Sequence[Any]:
     if on_citus(connection):
-        ids = sorted({key for key, _, _ in asked})
-        return list(await connection.fetch(citus.load_archive(SESSION_LIST), ids))
+        return await citus.load_archive(connection, SESSION_LIST, asked)
     return list(await connection.fetch(LOAD_ARCHIVE_AT, *zip(*asked, strict=True)))
 
 

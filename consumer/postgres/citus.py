@@ -4,8 +4,10 @@ A conversation and all that belongs to it lie in one shard, so nothing else of i
 at one moment.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import asyncpg
@@ -46,11 +48,32 @@ async def read_versions_and_known_ids(
     return now, changed + (await connection.fetch(KNOWN, identities) if identities else [])
 
 
-def load_archive(columns: str) -> str:
+def archive_of(columns: str) -> str:
     """All archived sessions of conversations: a join would have to look for the right one on each shard."""
     return f"""
     SELECT conversation_id, {columns} FROM conversation_session_archive
     WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
+
+
+async def load_archive(
+    connection: asyncpg.Connection, columns: str, asked: Sequence[tuple[str, datetime, bool]]
+) -> list[asyncpg.Record]:
+    """The rows of `attempt.LOAD_ARCHIVE_AT`; `columns` begin with session, status and opened_at."""
+    wanted: dict[str, list[tuple[datetime, bool]]] = {}
+    for key, at, later in asked:
+        wanted.setdefault(key, []).append((at, later))
+    found = await connection.fetch(archive_of(columns), sorted(wanted))
+    sessions = {key: list(of_one) for key, of_one in groupby(found, key=itemgetter(0))}
+    return [row for key, of_one in sessions.items() for row in _asked_for(of_one, wanted[key])]
+
+
+def _asked_for(sessions: Sequence[Any], wanted: Iterable[tuple[datetime, bool]]) -> Iterator[Any]:
+    """Of a conversation's archive, the session of each time, and where so asked the ones after it."""
+    places: set[int] = set()
+    for at, later in wanted:
+        place = max((i for i, row in enumerate(sessions) if row[3] <= at), default=0)
+        places.update(range(place, len(sessions) if later else place + 1))
+    return (row for i, row in enumerate(sessions) if i in places)
 
 
 async def fetch_by_shard(

@@ -77,6 +77,12 @@ async def save(
         return await attempt.save(decided)
 
 
+async def has_attempts_of_few(store: AnyStore) -> None:
+    """A transaction holds the guard meanwhile, so nobody goes on, and its connection is not replaced."""
+    if isinstance(store, PostgresStore) and await store.layout() is not None:
+        pytest.skip("on Citus an attempt is a transaction")
+
+
 async def end_sessions(store: AnyStore) -> None:
     """As at a failover."""
     if isinstance(store, MemoryStore):
@@ -311,6 +317,7 @@ class TestOffsets:
                     pytest.fail("read while somebody else held the guard")
 
     async def test_what_was_read_before_another_owner_went_on_is_not_written(self, any_store: AnyStore) -> None:
+        await has_attempts_of_few(any_store)
         await any_store.create_offset(PLACE, StoredOffset("cluster", 7))
         event, progress = message(at=NOW), Progress(PLACE, 7, 12, next_mark=5)
 
@@ -323,6 +330,7 @@ class TestOffsets:
         assert await any_store.stored_offset(PLACE) == StoredOffset("cluster", 7, 6)
 
     async def test_what_was_read_is_not_written_over_another_connection(self, any_store: AnyStore) -> None:
+        await has_attempts_of_few(any_store)
         event = message(at=NOW)
 
         async with any_store.attempt(by_id(event), None, Locking.OPTIMISTIC) as attempt:

@@ -41,12 +41,12 @@ async def new_database(
                 await execute(node, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def migrate(url: str) -> None:
+async def migrate(url: str, shards: int | None = None) -> None:
     """Brings a database to the newest schema, and distributes it where its server is a Citus coordinator."""
     await asyncio.to_thread(migrations.upgrade, url)
     async with administering(url) as connection:
         if await read_layout(connection) is not None:
-            async for _ in distribute(connection, await make_plan(connection, None)):
+            async for _ in distribute(connection, await make_plan(connection, shards)):
                 pass
 
 
