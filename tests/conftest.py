@@ -12,7 +12,7 @@ from consumer.observability.metrics import Metrics
 from consumer.postgres.store import PostgresStore
 from consumer.settings import DatabaseSettings
 from tests.stack.broker import is_apache_kafka
-from tests.stack.database import execute, migrate, new_database
+from tests.stack.database import earlier, execute, migrate, new_database
 from tests.stack.programs import missing
 from tests.stack.roles import as_owner, copy_for_app, new_roles, set_up_roles, with_role
 from tests.stack.services import Services, services
@@ -76,7 +76,7 @@ async def opened(url: str, metrics: Metrics | None = None, **settings: float) ->
 
 async def aged(url: str, days: float) -> None:
     """All history up to now was recorded so many days earlier."""
-    await execute(url, f"UPDATE conversation_event SET recorded_at = recorded_at - interval '{days} days'")
+    await execute(url, f"UPDATE conversation_event SET {earlier('recorded_at', f'{days} days')}")
     await execute(as_owner(url), "VACUUM FULL conversation_event")
 
 

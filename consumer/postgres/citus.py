@@ -5,7 +5,7 @@ at one moment.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -29,6 +29,11 @@ _DUE = """
 _REARM = """
     UPDATE conversation AS c SET wake_at = n.wake_at FROM unnest($1::text[], $2::timestamptz[]) AS n(id, wake_at)
     WHERE c.conversation_id = n.id"""
+# In one step: timers that are pushed back meanwhile would be counted twice.
+OVERDUE = """
+    SELECT count(*) FROM conversation
+    WHERE LEAST(idle_at, expires_at) < $1::timestamptz - interval '60 s'
+        AND (wake_at <= $1 OR wake_at = ANY($2::timestamptz[]))"""
 # Each shard has pages of its own; the largest says how far they go.
 HISTORY_SIZE = """
     SELECT coalesce(max(result::bigint), 0), current_setting('block_size')::int
@@ -82,6 +87,14 @@ async def fetch_by_shard(
     """The rows of a statement whose first parameter is conversation ids: once for the ids of each shard, in order."""
     shards = await connection.fetch(_BY_SHARD, ids) if ids else ()
     return [row for (of_shard,) in shards for row in await connection.fetch(sql, of_shard, *parameters)]
+
+
+async def overdue(connection: asyncpg.Connection, pushed_back_at_most: int) -> int:
+    """Timers that are due, or were pushed back by so many seconds at most, whose deadline has passed a minute ago."""
+    now = await connection.fetchval("SELECT clock_timestamp()")
+    second = now.replace(microsecond=0) - timedelta(microseconds=1)
+    places = [second + timedelta(seconds=number) for number in range(1, pushed_back_at_most + 1)]
+    return int(await connection.fetchval(OVERDUE, now, places))
 
 
 async def take_due_timers(

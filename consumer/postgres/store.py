@@ -65,12 +65,13 @@ _LOCK_DUE = f"""
         SELECT conversation_id, wake_at, {_DEADLINE} AS deadline, $2::timestamptz AS now FROM conversation
         WHERE conversation_id = ANY($1::text[]) AND wake_at <= $2 FOR NO KEY UPDATE SKIP LOCKED
     ) AS due"""
+_PUSHED_BACK_SECONDS = 900
 _IS_OVERDUE = f"{_DEADLINE} < now() - interval '60 s'"
 _OVERDUE = f"""
     SELECT (SELECT count(*) FROM conversation WHERE wake_at <= now() AND {_IS_OVERDUE})
         + (SELECT count(*) FROM conversation WHERE wake_at > now() AND {_IS_OVERDUE} AND wake_at = ANY (ARRAY (
             SELECT date_trunc('second', now()) + n * interval '1 s' - interval '1 us'
-            FROM generate_series(1, 900) AS n)))"""
+            FROM generate_series(1, {_PUSHED_BACK_SECONDS}) AS n)))"""
 _HISTORY_SIZE = "SELECT pg_relation_size('conversation_event'), current_setting('block_size')::int"
 # By page: rows of the history never move, so each is visited once, and no insert pays for an index. A BRIN index would
 # not help: new rows fill the space that pruning frees, and soon every range of pages holds rows of every age.
@@ -138,6 +139,8 @@ class PostgresStore:
         """See `ticker.Timers`. A deadline that is overdue has a timer that is due, or was pushed back."""
         with contention_is_outage(_TIMERS):
             async with self._connection("load") as connection:
+                if on_citus(connection):
+                    return await citus.overdue(connection, _PUSHED_BACK_SECONDS)
                 return int(await connection.fetchval(_OVERDUE))
 
     async def stored_offset(self, partition: Partition) -> StoredOffset | None:

@@ -48,7 +48,7 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "due timers": (citus._DUE, (10, NOW, None)),
     "lock due timers, by shard": (stores._LOCK_DUE, (MANY[:1], NOW)),
     "rearm timers": (citus._REARM, (MANY, [NOW] * len(MANY))),
-    "overdue timers": (stores._OVERDUE, ()),
+    "overdue timers": (citus.OVERDUE, (NOW, [NOW] * 900)),
     "oldest transitions": (outbox.OLDEST, (10,)),
     "delete transitions": (outbox.DELETE, ([1, 2, 3],)),
     "count transitions": (outbox.BACKLOG, (10,)),

@@ -22,7 +22,7 @@ from tests.builders import HOUR, MINUTE, message, tick
 from tests.conftest import opened
 from tests.fakes import MemoryTickTopic
 from tests.races import counted
-from tests.stack.database import execute
+from tests.stack.database import earlier, execute
 
 NOW = datetime.now(UTC)
 QUICK = TickerSettings(interval_seconds=0.02)
@@ -76,7 +76,7 @@ async def overdue_conversations(store: PostgresStore, count: int) -> None:
 async def pass_time(database: str, span: timedelta) -> None:
     """As if so much time had gone by, for the timers and the deadlines."""
     seconds = span.total_seconds()
-    shifts = ", ".join(f"{name} = {name} - interval '{seconds} s'" for name in ("wake_at", "idle_at", "expires_at"))
+    shifts = ", ".join(earlier(name, f"{seconds} s") for name in ("wake_at", "idle_at", "expires_at"))
     await execute(database, f"UPDATE conversation SET {shifts}")
 
 
@@ -139,7 +139,7 @@ async def test_a_tick_lost_between_commit_and_emission_comes_again(store: Postgr
 
     await run_until(lambda: silent(database), ticker(store, recorder))
     assert recorder.ticks == []
-    await execute(database, "UPDATE conversation SET wake_at = wake_at - interval '901 s'")
+    await execute(database, f"UPDATE conversation SET {earlier('wake_at', '901 s')}")
     await run_until(lambda: silent(database), ticker(store, recorder))
 
     assert recorder.ids == {"c-0": 1}

@@ -65,6 +65,11 @@ async def without_citus(server: str, database: str | None) -> AsyncIterator[None
         await execute(server, allow.format("true", database))
 
 
+def earlier(column: str, span: str) -> str:
+    """SQL of a time less an interval, which Citus takes too: it must not depend on the zone of a session."""
+    return f"{column} = ({column} AT TIME ZONE 'UTC' - interval '{span}') AT TIME ZONE 'UTC'"
+
+
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the driver's, for as long as the block lasts."""
