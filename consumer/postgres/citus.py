@@ -5,12 +5,16 @@ at one moment.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import asyncpg
+
+from consumer.errors import ConsumerError, ContentionError, RefusedError, UnavailableError
+from consumer.postgres.client import on_citus
 
 # One after the other: of a union, the coordinator would store what each part finds, and send it to a worker.
 CHANGED = """
@@ -95,6 +99,29 @@ async def overdue(connection: asyncpg.Connection, pushed_back_at_most: int) -> i
     second = now.replace(microsecond=0) - timedelta(microseconds=1)
     places = [second + timedelta(seconds=number) for number in range(1, pushed_back_at_most + 1)]
     return int(await connection.fetchval(OVERDUE, now, places))
+
+
+@contextmanager
+def copying(connection: asyncpg.Connection) -> Iterator[None]:
+    """Translates what a COPY raises on Citus: the coordinator repeats the worker's words without its SQLSTATE."""
+    try:
+        yield
+    except asyncpg.InternalServerError as error:
+        if not on_citus(connection):
+            raise
+        raise _copy_error(str(error.message or "")) from error
+
+
+def _copy_error(text: str) -> ConsumerError:
+    """An outage where it is in doubt: that skips nothing."""
+    for words, known in (
+        ("violates check constraint", RefusedError("PostgreSQL refused a row")),
+        ("duplicate key value", ContentionError("duplicate")),
+        ("lock timeout", ContentionError("lock")),
+    ):
+        if words in text:
+            return known
+    return UnavailableError("a worker of the Citus cluster has ended a COPY")
 
 
 async def take_due_timers(
