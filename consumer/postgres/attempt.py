@@ -295,15 +295,14 @@ async def _write_history_and_outbox(connection: asyncpg.Connection, written: Seq
     if history:
         await copy_history(connection, history)
     if transitions := [(*_OUTBOX_FIELDS(row), now) for change in written for row in change.rows if row.is_transition]:
-        with citus.copying(connection):
-            await connection.copy_records_to_table("transition_outbox", columns=OUTBOX_COLUMNS, records=transitions)
+        await connection.copy_records_to_table("transition_outbox", columns=OUTBOX_COLUMNS, records=transitions)
 
 
 async def copy_history(connection: asyncpg.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Each row ends with the time of its decision."""
-    columns = (*HISTORY_COLUMNS, "recorded_at")
-    with citus.copying(connection):
-        await connection.copy_records_to_table("conversation_event", columns=columns, records=rows)
+    await connection.copy_records_to_table(
+        "conversation_event", columns=(*HISTORY_COLUMNS, "recorded_at"), records=rows
+    )
 
 
 async def _hold_offset(connection: asyncpg.Connection, progress: Progress | None, lost: Lost) -> None:

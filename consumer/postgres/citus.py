@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from consumer.errors import ConsumerError, ContentionError, RefusedError, UnavailableError
+from consumer.errors import ConnectionLostError, ConsumerError, ContentionError, RefusedError
 from consumer.postgres.client import on_citus
 
 # One after the other: of a union, the coordinator would store what each part finds, and send it to a worker.
@@ -102,17 +102,18 @@ async def overdue(connection: asyncpg.Connection, pushed_back_at_most: int) -> i
 
 
 @contextmanager
-def copying(connection: asyncpg.Connection) -> Iterator[None]:
-    """Translates what a COPY raises on Citus: the coordinator repeats the worker's words without its SQLSTATE."""
+def repeated_errors(connection: asyncpg.Connection) -> Iterator[None]:
+    """Translates what a coordinator repeats of a worker's words without their SQLSTATE, as it does where it copies."""
     try:
         yield
     except asyncpg.InternalServerError as error:
         if not on_citus(connection):
             raise
-        raise _copy_error(str(error.message or "")) from error
+        error.detail = None  # may quote the row
+        raise _of_worker(str(error.message or "")) from error
 
 
-def _copy_error(text: str) -> ConsumerError:
+def _of_worker(text: str) -> ConsumerError:
     """An outage where it is in doubt: that skips nothing."""
     for words, known in (
         ("violates check constraint", RefusedError("PostgreSQL refused a row")),
@@ -121,7 +122,7 @@ def _copy_error(text: str) -> ConsumerError:
     ):
         if words in text:
             return known
-    return UnavailableError("a worker of the Citus cluster has ended a COPY")
+    return ConnectionLostError("a worker of the Citus cluster has ended a statement")
 
 
 async def take_due_timers(

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from consumer.errors import ConnectionLostError, TooSlowError, UnavailableError
+from consumer.postgres.citus import repeated_errors
 from consumer.postgres.client import UNPREPARED, Connector
 from consumer.postgres.errors import classified
 from consumer.settings import DatabaseSettings
@@ -64,7 +65,8 @@ class Pool:
         try:
             with classified():
                 async with _checked_out(pool) as connection:
-                    yield connection
+                    with repeated_errors(connection):
+                        yield connection
         except UnavailableError as error:
             if _is_lost(error) and self._current is pool:
                 await self._engine.dispose(close=False)
