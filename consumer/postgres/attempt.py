@@ -181,9 +181,9 @@ def _in_archive(
         return ()
     opened_at = conversation.sessions[-1].opened_at
     times = {event.at for event in events if event.at < opened_at}
-    # Where the clock ran back, an event may be dated back to any time from `now` on.
+    # A session may be opened a little ahead of the clock. Then an event may be dated back to any time from `now` on.
     if opened_at > now or len(times) > MANY_LATE:
-        return ((conversation.id, min(now, *times), True),)
+        return ((conversation.id, min((now, *times)), True),)
     return [(conversation.id, at, False) for at in times]
 
 

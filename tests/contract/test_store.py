@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
@@ -215,6 +215,16 @@ async def test_of_the_older_sessions_those_are_loaded_that_events_belong_to(stor
     assert [session.number for session in sessions] == [1, 2, 3, 4]
     assert list(of_the_second.conversations["c-1"].sessions) == [sessions[1], sessions[3]]
     assert list(of_two.conversations["c-1"].sessions) == [sessions[0], sessions[2], sessions[3]]
+
+
+async def test_events_may_follow_a_session_that_was_opened_ahead_of_the_clock(store: AnyStore) -> None:
+    now = datetime.now(UTC)
+    await write(store, message(at=now - HOUR), close(at=now - MINUTE), message(at=now + timedelta(seconds=4)))
+
+    await write(store, message(at=now + timedelta(seconds=4.5)))
+
+    sessions, version = await store.conversation("c-1")
+    assert ([session.number for session in sessions], version) == ([1, 2], 4)
 
 
 async def test_many_late_events_of_a_conversation_are_decided_as_one_by_one(store: AnyStore) -> None:
