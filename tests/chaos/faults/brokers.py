@@ -12,6 +12,7 @@ from aiokafka.structs import TopicPartition
 
 from consumer.decoding import encoded
 from consumer.kafka.client import milliseconds
+from consumer.kafka.producer import acknowledged
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.faults.processes import DRAIN_SECONDS
 from tests.chaos.faults.traffic import send_poison
@@ -161,6 +162,10 @@ async def _send_in_transaction(
 ) -> None:
     """Each record on any partition. Of an abort, nothing may ever be seen. Raises `KafkaError`."""
     await producer.begin_transaction()
-    for key, value in records:
+    sent = [
         await producer.send(rig.kafka.topics[0], value, key, partition=rig.rng.randrange(PARTITIONS))
+        for key, value in records
+    ]
+    # aiokafka commits a transaction of which a record was refused.
+    await acknowledged(sent)
     await (producer.commit_transaction() if commit else producer.abort_transaction())
