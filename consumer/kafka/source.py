@@ -84,10 +84,30 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         )
         self._client.subscribe(topics=list(self._settings.topics), listener=self)
         try:
-            await start(self._client, self._settings)
+            await self._start()
         except ConsumerError:
             await self._leave()
             raise
+        if not self._stopping.is_set():
+            await self._work()
+        await self._leave()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _start(self) -> None:
+        """Until the client runs, or `stop`: it waits without limit for a broker that coordinates the group."""
+        starting = asyncio.create_task(start(self._client, self._settings))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await asyncio.wait((starting, stopping))
+
+    async def _work(self) -> None:
         work = (self._poll, self._commit_regularly, self._watch_log_ends)
         poll, *helpers = [asyncio.create_task(self._watched(task())) for task in work]
         await self._stopping.wait()
@@ -95,9 +115,6 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]
         await asyncio.wait([poll], timeout=2 * POLL_SECONDS)
         for task in (poll, *helpers):
             task.cancel()
-        await self._leave()
-        if self._failure is not None:
-            raise self._failure
 
     def stop(self) -> None:
         """Ends `run`: batches in flight are finished, offsets committed, the group left. Stopped twice is fine."""

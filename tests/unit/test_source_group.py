@@ -173,6 +173,17 @@ async def test_stop_waits_for_a_worker_no_longer_than_the_drain_limit() -> None:
         assert started + WORKER.drain_seconds <= now() < started + WORKER.drain_seconds + 1
 
 
+async def test_stop_does_not_wait_for_a_group_that_no_broker_coordinates() -> None:
+    group = Group(apply_all, MemoryConsumer, WORKER)
+    await asyncio.sleep(LONG)
+    started = now()
+
+    await group.stop()
+
+    assert now() < started + STOP_SECONDS
+    assert group.client.is_stopped
+
+
 async def test_stop_is_bounded_while_no_broker_answers_and_while_the_group_rebalances() -> None:
     async with grouped(PLACES[0]) as group:
         await asyncio.sleep(1)
