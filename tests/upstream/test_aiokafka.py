@@ -90,3 +90,26 @@ async def create_on_one_broker(cluster: KafkaCluster) -> None:
         [NewTopic(PLACE.topic, -1, -1, {0: [LEADER]}, topic_configs={"min.insync.replicas": "1"})]
     )
     await client.close()
+
+
+async def test_a_transaction_is_committed_although_a_record_of_it_was_refused() -> None:
+    async with KafkaCluster.open() as cluster:
+        await create_on_one_broker(cluster)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=cluster.bootstrap_servers,
+            transactional_id="events",
+            request_timeout_ms=round(1000 * REQUEST_SECONDS),
+        )
+        await producer.start()
+        await producer.begin_transaction()
+        await producer.send_and_wait(PLACE.topic, b"acknowledged")
+        async with leader_lost(cluster):
+            with pytest.raises(LeaderNotAvailableError):
+                await producer.send_and_wait(PLACE.topic, b"given up")
+
+        refused = await producer.send(PLACE.topic, b"refused")
+        await asyncio.wait_for(producer.commit_transaction(), 20)
+
+        with pytest.raises(OutOfOrderSequenceNumber):
+            await refused
+        await producer.stop()
