@@ -518,12 +518,14 @@ class TestDoctor:
     async def test_a_setting_of_the_server_that_could_be_better_is_a_warning_and_no_failure(
         self, group: Group, stack: Services
     ) -> None:
-        name = group.database.rpartition("/")[2]
-        _, before, _ = await command(group, "doctor")
+        name, transitions = group.database.rpartition("/")[2], f"{group.topic}.transition"
+        await group.create_topic(transitions)
+        _, before, _ = await command(group, "doctor", CONSUMER_KAFKA__TRANSITION_TOPIC=transitions)
         await execute(stack.postgres, f"ALTER DATABASE {name} SET wal_compression = 'pglz'")
 
-        code, after, _ = await command(group, "doctor")
+        code, after, _ = await command(group, "doctor", CONSUMER_KAFKA__TRANSITION_TOPIC=transitions)
 
+        await delete(stack.kafka, transitions)
         assert "! wal_compression: off\n  → " in before
         assert (code, "✓ wal_compression: pglz\n" in after) == (0, True)
 
