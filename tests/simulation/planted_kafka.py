@@ -9,7 +9,7 @@ from consumer.errors import PartitionStoppedError, TooSlowError, UnavailableErro
 from consumer.kafka.partition import AssignedPartition, State
 from consumer.kafka.producer import KafkaProducer
 from consumer.records import DeadLetter
-from consumer.worker import PartitionWorker
+from consumer.worker import RECHECK_SECONDS, PartitionWorker
 from tests.fakes import MemoryStore
 from tests.memory_database import Transaction
 from tests.simulation import processes, replica
@@ -53,16 +53,7 @@ class SilentStop(PartitionWorker):
     """A partition that stops tells nobody."""
 
     async def _stop(self, error: PartitionStoppedError) -> None:
-        await super()._stop(error)
-        self._health.stopped.pop(self._name, None)
-
-    async def _start(self) -> None:
-        stopped = self._health.stopped
-        self._health.stopped = {}
-        try:
-            await super()._start()
-        finally:
-            self._health.stopped = stopped
+        await self._sleep(RECHECK_SECONDS)
 
 
 class NeedsKafkaAtOnce(PartitionWorker):
