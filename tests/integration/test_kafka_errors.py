@@ -215,7 +215,7 @@ async def test_a_session_timeout_outside_the_bounds_of_the_brokers_is_a_setting_
 async def test_a_user_without_access_to_the_group_or_the_topics(secured: Secured) -> None:
     settings = secured.settings(secured.ports.sasl, **sasl_of("alice", "secret"))
 
-    with pytest.raises(ConfigurationError, match="topics events, .* do not exist, or this user may not describe them"):
+    with pytest.raises(ConfigurationError, match=r"topics events, .* do not exist, or this user may not describe them"):
         await check_topics(settings)
     async with KafkaProducer.open(settings.model_copy(update=vars(secured.settings(secured.ports.plain)))) as producer:
         await producer.publish(TOPIC, [(b"k", b"v")])
