@@ -49,6 +49,9 @@ READ_VERSIONS_AND_KNOWN_IDS = """
     SELECT NULL, e.conversation_id, e.source, e.event_id FROM unnest($2::event_identity[]) AS k
     JOIN conversation_event AS e USING (conversation_id, source, event_id)"""
 LOAD = f"SELECT conversation_id, version, {SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1::text[])"
+LOAD_ARCHIVE = f"""
+    SELECT conversation_id, {SESSION_LIST} FROM conversation_session_archive
+    WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
 # The session that an event of a time belongs to, or from that one on. One of before all sessions belongs to the first.
 LOAD_ARCHIVE_AT = f"""
     SELECT k.id, {", ".join(f"a.{name}" for name in _SESSION_COLUMNS)}
@@ -189,7 +192,7 @@ def _in_archive(
 
 async def _load_archive(connection: asyncpg.Connection, asked: Sequence[tuple[str, datetime, bool]]) -> Sequence[Any]:
     if on_citus(connection):
-        return await citus.load_archive(connection, SESSION_LIST, asked)
+        return await citus.load_archive(connection, LOAD_ARCHIVE, asked)
     return list(await connection.fetch(LOAD_ARCHIVE_AT, *zip(*asked, strict=True)))
 
 

@@ -57,21 +57,17 @@ async def read_versions_and_known_ids(
     return now, changed + (await connection.fetch(KNOWN, identities) if identities else [])
 
 
-def archive_of(columns: str) -> str:
-    """All archived sessions of conversations: a join would have to look for the right one on each shard."""
-    return f"""
-    SELECT conversation_id, {columns} FROM conversation_session_archive
-    WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
-
-
 async def load_archive(
-    connection: asyncpg.Connection, columns: str, asked: Sequence[tuple[str, datetime, bool]]
+    connection: asyncpg.Connection, whole: str, asked: Sequence[tuple[str, datetime, bool]]
 ) -> list[asyncpg.Record]:
-    """The rows of `attempt.LOAD_ARCHIVE_AT`; `columns` begin with session, status and opened_at."""
+    """The rows of `attempt.LOAD_ARCHIVE_AT`, chosen here from the `whole` archive of the conversations.
+
+    A join would have to look for the right session on each shard. Columns begin with id, session, status and opened_at.
+    """
     wanted: dict[str, list[tuple[datetime, bool]]] = {}
     for key, at, later in asked:
         wanted.setdefault(key, []).append((at, later))
-    found = await connection.fetch(archive_of(columns), sorted(wanted))
+    found = await connection.fetch(whole, sorted(wanted))
     sessions = {key: list(of_one) for key, of_one in groupby(found, key=itemgetter(0))}
     return [row for key, of_one in sessions.items() for row in _asked_for(of_one, wanted[key])]
 

@@ -12,6 +12,7 @@ from consumer.settings import DatabaseSettings
 APPLICATION = "conversation-consumer"
 UNPREPARED = {"prepared_statement_name_func": str}
 """Argument for SQLAlchemy: its own statements get no name, so that they may pass through a pooler."""
+HAS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _SAME_PLAN = {
     "jit": "off",
@@ -131,7 +132,7 @@ async def connected(settings: DatabaseSettings) -> asyncpg.Connection:
 
 async def _is_distributed(connection: asyncpg.Connection) -> bool:
     """Whether this is a node of a Citus cluster over which the conversations are distributed."""
-    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"):
+    if not await connection.fetchval(HAS_CITUS):
         return False
     distributed = "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass('conversation'))"
     return bool(await connection.fetchval(distributed))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from consumer.errors import ConfigurationError
-from consumer.postgres.client import APPLICATION
+from consumer.postgres.client import APPLICATION, HAS_CITUS
 from consumer.postgres.errors import classified, connecting
 from consumer.postgres.tables import SCHEMA_LOCK
 
@@ -18,7 +18,6 @@ LEAST_REVISION = "0007"
 """The first schema in which each unique key has the conversation."""
 LEAST_SHARDS = 4
 SHARDS_PER_WORKER = 2
-_HAS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 _NODES = """
     SELECT format('%s:%s', nodename, nodeport), isactive FROM pg_dist_node
     WHERE noderole = 'primary' AND shouldhaveshards ORDER BY 1"""
@@ -63,7 +62,7 @@ class Layout:
 async def read_layout(connection: asyncpg.Connection) -> Layout | None:
     """Null where the extension is not installed."""
     with classified():
-        if not await connection.fetchval(_HAS_CITUS):
+        if not await connection.fetchval(HAS_CITUS):
             return None
         nodes = await connection.fetch(_NODES)
         tables = await connection.fetch(_DISTRIBUTED, TABLES, COLUMN)

@@ -7,16 +7,13 @@ import asyncpg
 
 from consumer.history.comparison import Stored
 from consumer.lifecycle.model import HistoryRow, Kind, Outcome, Session, Status
-from consumer.postgres.attempt import HISTORY_COLUMNS, SESSION_LIST, session_from_row
+from consumer.postgres.attempt import HISTORY_COLUMNS, LOAD_ARCHIVE, SESSION_LIST, session_from_row
 
 _KINDS = {kind.value: kind for kind in Kind}
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 _STATUSES = {status.value: status for status in Status}
 _HISTORY_LIST = ", ".join((*HISTORY_COLUMNS, "recorded_at"))
 HISTORY = f"SELECT {_HISTORY_LIST} FROM conversation_event WHERE conversation_id = $1 ORDER BY version"
-_ARCHIVED = f"""
-    SELECT conversation_id, {SESSION_LIST} FROM conversation_session_archive
-    WHERE conversation_id = ANY($1::text[]) ORDER BY conversation_id, session"""
 _ROWS = f"SELECT conversation_id, wake_at, version, {SESSION_LIST} FROM conversation WHERE conversation_id = ANY($1)"
 _HISTORIES = f"""
     SELECT {_HISTORY_LIST} FROM conversation_event
@@ -62,7 +59,7 @@ async def archived_sessions(
 ) -> dict[str, list[Session]]:
     """Conversation -> its archived sessions, ascending, where it has some."""
     archives: dict[str, list[Session]] = {}
-    for key, *session in await connection.fetch(_ARCHIVED, conversation_ids) if conversation_ids else ():
+    for key, *session in await connection.fetch(LOAD_ARCHIVE, conversation_ids) if conversation_ids else ():
         archives.setdefault(key, []).append(session_from_row(*session))
     return archives
 

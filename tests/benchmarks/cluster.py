@@ -13,22 +13,15 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import psutil
-from pydantic import SecretStr
 from rich.console import Console
 
-from consumer.commands.replica import collect_garbage_seldom
 from consumer.decoding import encoded
 from consumer.observability import logs
-from consumer.observability.health import Health
-from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition
-from consumer.postgres.store import PostgresStore
 from consumer.records import Record
-from consumer.service.service import ConversationService
-from consumer.settings import DatabaseSettings, LogSettings, WorkerSettings
-from consumer.worker import PartitionWorker
+from consumer.settings import LogSettings
 from tests.benchmarks.arena import PARTITIONS, place_of
-from tests.benchmarks.worker_in_memory import NoDeadLetters
+from tests.benchmarks.worker_in_memory import run_workers
 from tests.benchmarks.workload import PACE, Workload
 from tests.memory_log import FiniteLog
 from tests.stack.citus import workers_of
@@ -44,20 +37,6 @@ def logs_of(workload: Workload) -> list[FiniteLog]:
         place = place_of(event.conversation_id, PARTITIONS)
         records[place].append(Record("events", place, len(records[place]), 0, *encoded(event)))
     return [FiniteLog(Partition("cluster", "events", place), of_one) for place, of_one in enumerate(records)]
-
-
-async def work_off(database: str, logs_in_memory: Sequence[FiniteLog]) -> None:
-    metrics = Metrics()
-    async with (
-        PostgresStore.open(DatabaseSettings(url=SecretStr(database)), metrics) as store,
-        asyncio.TaskGroup() as group,
-    ):
-        service = ConversationService(store, metrics=metrics)
-        for log in logs_in_memory:
-            worker = PartitionWorker(
-                log, service, store, NoDeadLetters(), settings=WorkerSettings(), metrics=metrics, health=Health()
-            )
-            group.create_task(worker.run())
 
 
 def cpu_seconds(server: str) -> float:
@@ -90,7 +69,7 @@ async def measure(server: str, workload: Workload, shards: int | None) -> None:
     async with new_database(server, "cluster") as database:
         await migrate(database, shards)
         with timed(servers, workload.total):
-            await work_off(database, made)
+            await run_workers(database, made)
 
 
 def main() -> None:
@@ -99,7 +78,6 @@ def main() -> None:
     parser.add_argument("--shards", type=int)
     options = parser.parse_args()
     logs.configure(LogSettings(level="error"))
-    collect_garbage_seldom()
     with services() as found:
         asyncio.run(measure(found.postgres, Workload(events=options.events), options.shards))
 

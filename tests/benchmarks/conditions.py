@@ -65,9 +65,12 @@ async def grown(arena: Arena, conversations: int) -> AsyncIterator[str]:
 async def on_a_grown_table(arena: Arena, log: Log, template: str) -> Grown:
     """The talk of `log` on a copy of it."""
     async with arena.database(template) as database:
-        run = await apply_all(arena, log, database)
-        counted = await fetch(database, HOT)
-    ((updates, hot),) = counted
+        return await applied_to(arena, log, database)
+
+
+async def applied_to(arena: Arena, log: Log, database: str) -> Grown:
+    run = await apply_all(arena, log, database)
+    ((updates, hot),) = await fetch(database, HOT)
     return Grown(run, int(str(updates)), int(str(hot)))
 
 

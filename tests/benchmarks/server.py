@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.benchmarks import conditions
 from tests.benchmarks.arena import Arena, Log, fetch, open_arena
-from tests.benchmarks.conditions import HOT, MIB
-from tests.benchmarks.ours import Run, apply_all
+from tests.benchmarks.conditions import MIB
+from tests.benchmarks.ours import Run
 from tests.benchmarks.workload import Workload
 from tests.stack.database import execute
 from tests.stack.postgres_server import PostgresServer
@@ -181,10 +181,9 @@ async def _measured(arena: Arena, log: Log, template: str, variant: Variant) -> 
         for statement in (*variant.statements, "VACUUM ANALYZE conversation", "CHECKPOINT"):
             await execute(database, statement)
         before = await _checkpoints(database)
-        run = await apply_all(arena, log, database)
+        grown = await conditions.applied_to(arena, log, database)
         checkpoints, size = await _checkpoints(database) - before, await _number(database, SIZE)
-        updates, hot = (int(str(count)) for count in (await fetch(database, HOT))[0])
-    return Tuned(variant.name, run, checkpoints, hot / updates, size)
+    return Tuned(variant.name, grown.run, checkpoints, grown.hot / grown.updates, size)
 
 
 async def _checkpoints(database: str) -> int:

@@ -1,6 +1,7 @@
 """A worker in this process, its log in memory, on a real PostgreSQL."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from pydantic import SecretStr
@@ -50,10 +51,20 @@ def log_of(workload: Workload, at_a_time: int | None = None) -> LogInMemory:
 async def work_off(server: str, log: LogInMemory) -> None:
     async with new_database(server, "profile") as database:
         await migrate(database)
-        metrics = Metrics()
-        async with PostgresStore.open(DatabaseSettings(url=SecretStr(database)), metrics) as store:
-            service = ConversationService(store, metrics=metrics)
-            collect_garbage_seldom()
-            await PartitionWorker(
+        await run_workers(database, [log])
+
+
+async def run_workers(database: str, logs: Iterable[FiniteLog]) -> None:
+    """A worker for each partition, until all are at their end."""
+    metrics = Metrics()
+    collect_garbage_seldom()
+    async with (
+        PostgresStore.open(DatabaseSettings(url=SecretStr(database)), metrics) as store,
+        asyncio.TaskGroup() as group,
+    ):
+        service = ConversationService(store, metrics=metrics)
+        for log in logs:
+            worker = PartitionWorker(
                 log, service, store, NoDeadLetters(), settings=WorkerSettings(), metrics=metrics, health=Health()
-            ).run()
+            )
+            group.create_task(worker.run())

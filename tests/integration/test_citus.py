@@ -40,7 +40,7 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "changed versions": (citus.CHANGED, ([(key, 1) for key in MANY],)),
     "known ids": (citus.KNOWN, ([(key, "s", "e") for key in MANY],)),
     "load": (attempt.LOAD, (MANY,)),
-    "load the archive": (citus.archive_of(attempt.SESSION_LIST), (MANY,)),
+    "load the archive": (attempt.LOAD_ARCHIVE, (MANY,)),
     "lock, by shard": (attempt.LOCK, (MANY[:1],)),
     "update": (attempt.UPDATE, (WRITTEN,)),
     "insert": (attempt.INSERT, (WRITTEN,)),

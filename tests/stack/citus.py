@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-_IS_COORDINATOR = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
+from consumer.postgres.client import HAS_CITUS
+
 _WORKERS = """
     SELECT nodename, nodeport FROM pg_dist_node
     WHERE noderole = 'primary' AND shouldhaveshards AND groupid <> 0 ORDER BY nodeport"""
@@ -15,7 +16,7 @@ async def workers_of(server: str) -> list[str]:
     """The URLs of the same database on the workers; empty on a server that is no coordinator."""
     connection = await asyncpg.connect(server)
     try:
-        if not await connection.fetchval(_IS_COORDINATOR):
+        if not await connection.fetchval(HAS_CITUS):
             return []
         found = await connection.fetch(_WORKERS)
         return [urlsplit(server)._replace(netloc=_netloc(server, *row)).geturl() for row in found]
