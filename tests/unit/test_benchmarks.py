@@ -1,9 +1,14 @@
 """The pure parts of the benchmarks: what they make of what they have measured."""
 
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import pytest
 
+from tests.benchmarks.cpu import cpu_table, what_runs
 from tests.benchmarks.latency import Cost, Latency, Pace, cost_table, latencies
 from tests.benchmarks.ours import Run, Usage
 from tests.benchmarks.parts import BatchParts, parts_table, total_seconds
@@ -59,6 +64,42 @@ def test_the_parts_of_a_batch_are_of_small_batches_alone() -> None:
     assert decode == ["decode", "100%", "2.000", "2.000", "2.000"]
     assert commit == ["COMMIT;", "50%", "2.000", "2.000", "1.000"]
     assert total == ["all", "100%", "3.000", "3.000", "3.000"]
+
+
+def calls(file: str, name: str) -> Callable[[Callable[[], Any]], Any]:
+    """A function of that name, as of that file, that returns what its argument returns."""
+    made: dict[str, Any] = {}
+    exec(compile(f"def {name}(argument): return argument()", file, "exec"), made)
+    function: Callable[[Callable[[], Any]], Any] = made[name]
+    return function
+
+
+@pytest.mark.parametrize(
+    ("stack", "runs"),
+    [
+        ([("/lib/asyncpg/connection.py", "fetch")], "asyncpg"),
+        ([("/lib/consumer/worker.py", "run"), ("/lib/aiokafka/conn.py", "send")], "aiokafka"),
+        ([("/lib/aiokafka/conn.py", "send"), ("/lib/asyncio/selector_events.py", "write")], "aiokafka: sends"),
+        ([("/lib/consumer/commands/run.py", "run"), ("/lib/selectors.py", "select")], "event loop: waits"),
+        ([("/lib/asyncio/base_events.py", "call_soon")], "event loop: the rest"),
+    ],
+)
+def test_a_sample_counts_for_the_innermost_library(stack: list[tuple[str, str]], runs: str) -> None:
+    def sample() -> str:
+        return what_runs(sys._getframe(1))
+
+    called: Callable[[], Any] = sample
+    for file, name in reversed(stack):
+        called = partial(calls(file, name), called)
+
+    assert called() == runs
+
+
+def test_the_cpu_of_an_event_is_shared_out_by_samples() -> None:
+    _, first, second = cpu_table({"asyncpg": 1, "ours": 3}, microseconds=1000)
+
+    assert first == ["ours", "75%", "750"]
+    assert second == ["asyncpg", "25%", "250"]
 
 
 def test_seconds_add_up_by_part() -> None:
