@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from consumer.errors import ConfigurationError
 
+LONGEST = timedelta(days=36_500)
+"""A hundred years: what lies so far ahead, or so long ago, is still a date."""
+
 
 def _iso_duration(value: object) -> object:
     """`90` and `90s`, `20ms`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
@@ -21,7 +24,7 @@ def _iso_duration(value: object) -> object:
 
 
 _Written = Annotated[timedelta, BeforeValidator(_iso_duration)]
-Duration = Annotated[_Written, Field(gt=timedelta(0))]
+Duration = Annotated[_Written, Field(gt=timedelta(0), le=LONGEST)]
 DurationOrNone = Annotated[_Written, Field(ge=timedelta(0))]
 """0 is a duration too."""
 
@@ -31,7 +34,10 @@ def duration(text: str) -> timedelta:
     try:
         understood: timedelta = TypeAdapter(Duration).validate_python(text)
     except ValidationError:
-        raise ConfigurationError(f"{text!r} is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601") from None
+        most = format_duration(LONGEST)
+        raise ConfigurationError(
+            f"{text!r} is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601, {most} at most"
+        ) from None
     return understood
 
 
@@ -57,7 +63,7 @@ def point_in_time(text: str, now: datetime) -> datetime:
     """A timestamp, or how long before `now`. Raises `ConfigurationError`."""
     with suppress(ConfigurationError):
         return timestamp(text)
-    with suppress(ConfigurationError, OverflowError):
+    with suppress(ConfigurationError):
         return now - duration(text)
     raise ConfigurationError(
         f"{text!r} is no time: write it as 2026-11-01, 2026-11-01T08:00Z, or how long ago, as 2h or 7d"

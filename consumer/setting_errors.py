@@ -74,4 +74,5 @@ def _without_extras(annotation: Any) -> Any:
 def _range(ge: object = None, gt: object = None, le: object = None) -> str:
     if ge is not None:
         return f", {ge} to {le}" if le is not None else f", at least {ge}"
-    return f", above {gt}" if gt is not None else ""
+    above, at_most = f", above {gt}" if gt is not None else "", f", at most {le}" if le is not None else ""
+    return above + at_most

@@ -52,8 +52,8 @@ def _lower(value: object) -> object:
 
 
 def _postgresql_url(url: SecretStr) -> SecretStr:
-    parts = urlsplit(url.get_secret_value())
-    try:
+    try:  # what the parser raises may quote the password
+        parts = urlsplit(url.get_secret_value())
         usable = parts.scheme in ("postgresql", "postgres") and parts.port != 0
     except ValueError:
         usable = False
@@ -64,9 +64,11 @@ def _postgresql_url(url: SecretStr) -> SecretStr:
     return url
 
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-Servers = Annotated[str, matching(r"[^:,\s]+:[0-9]+(,[^:,\s]+:[0-9]+)*", "HOST:PORT, several separated by commas")]
+_LABEL = r"[^:,.\s]{1,63}"
+_SERVER = rf"{_LABEL}(\.{_LABEL})*\.?:[0-9]+"
+Servers = Annotated[str, matching(rf"{_SERVER}(,{_SERVER})*", "HOST:PORT, several separated by commas")]
 Function = Annotated[str, matching(r"[\w.]+:\w+", "MODULE:FUNCTION")]
 
 

@@ -117,10 +117,7 @@ async def make_plan(kafka: KafkaAdmin, store: PostgresStore, topics: tuple[str, 
     retentions = {
         topic: _checked(topic, await kafka.longest_retention(topic), horizon) for topic in sorted({*topics, *consumed})
     }
-    try:
-        before = await store.now() - horizon
-    except OverflowError:
-        raise ConfigurationError("the horizon lies before the year 1: choose a shorter one") from None
+    before = await store.now() - horizon
     return PrunePlan(horizon, before, retentions, *await _through_contention(store.history_size))
 
 

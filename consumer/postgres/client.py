@@ -182,4 +182,5 @@ def _decode_time(at: tuple[int]) -> datetime:
 
 
 def _milliseconds(seconds: float) -> str:
-    return str(round(seconds * 1000))
+    """One at least: zero would be no limit."""
+    return str(max(1, round(seconds * 1000)))

@@ -99,6 +99,8 @@ def connecting(url: str) -> Iterator[None]:
         raise ConnectionLostError(f"{server}: the connection has ended while it was made") from error
     except asyncpg.ClientConfigurationError as error:
         raise ConfigurationError(f"{_URL} is not understood: {_without_password(str(error), url)}") from error
+    except UnicodeError as error:  # of the encoding of host names
+        raise ConfigurationError(f"{server}: no host name looks like this: check {_URL}") from error
     except (TimeoutError, OSError) as error:
         if isinstance(error, FileNotFoundError) and urlsplit(url).hostname:  # no socket of this machine, so no server
             raise ConfigurationError(f"a file that {_URL} names does not exist: check its certificates") from error

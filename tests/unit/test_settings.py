@@ -57,14 +57,23 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
         ("CONSUMER_WORKER__MAX_BATCH", "", "a whole number, at least 1"),
         ("CONSUMER_HTTP__ADMIN_PORT", "x", "a whole number, 0 to 65535"),
         ("CONSUMER_WORKER__DRAIN_SECONDS", "20s", "a number of seconds such as 2.5, above 0"),
+        ("CONSUMER_DATABASE__LOCK_TIMEOUT_SECONDS", "inf", "a number of seconds such as 2.5, above 0"),
+        ("CONSUMER_KAFKA__REQUEST_TIMEOUT_SECONDS", "nan", "a number of seconds such as 2.5, above 0"),
         ("CONSUMER_TRACING__ENABLED", "maybe", "true or false"),
         ("CONSUMER_LOG__FORMAT", "xml", "auto, json or console"),
-        ("CONSUMER_POLICY__PENDING_TTL", "soon", "a duration such as 48h, 15m or 90s, above 0s"),
-        ("CONSUMER_POLICY__PENDING_TTL", "99999999999d", "a duration such as 48h, 15m or 90s, above 0s"),
+        ("CONSUMER_POLICY__PENDING_TTL", "soon", "a duration such as 48h, 15m or 90s, above 0s, at most 36500d"),
+        ("CONSUMER_POLICY__PENDING_TTL", "9999999d", "a duration such as 48h, 15m or 90s, above 0s, at most 36500d"),
+        (
+            "CONSUMER_POLICY__PENDING_TTL",
+            "99999999999d",
+            "a duration such as 48h, 15m or 90s, above 0s, at most 36500d",
+        ),
         ("CONSUMER_WORKER__LINGER", "2s", "a duration such as 48h, 15m or 90s, 0s to 1s"),
         ("CONSUMER_KAFKA__TOPICS", ",", "names, separated by commas"),
         ("CONSUMER_KAFKA__GROUP_ID", "", "text that is not empty"),
         ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "localhost", "HOST:PORT, several separated by commas"),
+        ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "a:9092,kafka..b:9092", "HOST:PORT, several separated by commas"),
+        ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", f"{'x' * 64}.b:9092", "HOST:PORT, several separated by commas"),
         ("CONSUMER_KAFKA__SASL_TOKEN_PROVIDER", "token", "MODULE:FUNCTION"),
         ("CONSUMER_KAFKA__SSL_CA_FILE", "/does/not/exist", "the path of a file that is there"),
         ("CONSUMER_SECRETS_DIR", "/does/not/exist", "a directory that is there"),
@@ -240,6 +249,18 @@ def test_the_secrets_are_those_settings_that_are_never_shown() -> None:
     assert {name for name, _, _, default in variables() if name in SECRETS or isinstance(default, SecretStr)} == {
         name for name, *_ in variables() if name.endswith(ENDINGS_OF_SECRETS)
     }
+
+
+@pytest.mark.parametrize("password", ["[canary", "canary]", "can[canary]ary", "[canary]"])
+def test_no_part_of_a_password_is_repeated_where_the_url_cannot_be_taken_apart(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("CONSUMER_DATABASE__URL", f"postgresql://app:{password}@db/conversation")
+
+    with pytest.raises(ConfigurationError, match="CONSUMER_DATABASE__URL: should be postgresql://USER") as caught:
+        load()
+
+    assert "canary" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", SECRETS)
