@@ -195,4 +195,7 @@ def to_record(record: "ConsumerRecord[bytes, bytes]") -> Record:
 
 
 def _size(records: Sequence[Record]) -> int:
-    return sum([len(record.value or b"") + len(record.key or b"") for record in records])
+    """Bytes of keys, values and headers. Most records have no headers."""
+    bodies = sum([len(record.value or b"") + len(record.key or b"") for record in records])
+    headers = [header for record in records if record.headers for header in record.headers]
+    return bodies + sum([len(name) + len(content or b"") for name, content in headers])

@@ -306,6 +306,23 @@ async def test_the_buffer_has_room_below_its_bytes_of_keys_and_values() -> None:
     assert subject.partition.wants_records
 
 
+async def test_headers_fill_the_buffer_as_keys_and_values_do() -> None:
+    subject = await assigned(max_buffered_bytes=10)
+    subject.publish(b"", headers=[("name", b"value")])
+    subject.publish(b"", headers=[("n", b"")])
+    subject.partition.seek(0)
+
+    await subject.poll(limit=1)
+    below = subject.partition.wants_records
+    await subject.poll(limit=1)
+    full = not subject.partition.wants_records
+    await subject.taken()
+
+    assert below
+    assert full
+    assert subject.partition.wants_records
+
+
 async def test_only_what_is_taken_makes_room() -> None:
     subject = await assigned(max_buffered_bytes=10)
     subject.publish(b"1", b"12345678", b"123")
