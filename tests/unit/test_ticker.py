@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from consumer.decoding import decode_all
+from consumer.errors import ConfigurationError
 from consumer.kafka.placement import home_of
 from consumer.lifecycle.model import Tick
 from consumer.observability.health import Health
@@ -205,3 +206,21 @@ async def test_a_bug_while_publishing_ends_the_ticker() -> None:
 
     with pytest.raises(ZeroDivisionError):
         await subject.run_for(10)
+
+
+class WithAnotherPassword(MemoryStore):
+    """A new connection is refused, those that are there go on."""
+
+    async def overdue(self) -> int:
+        raise ConfigurationError("check the password")
+
+
+async def test_a_ticker_that_can_never_count_again_ends() -> None:
+    subject = Subject()
+    ticker = Ticker(WithAnotherPassword(), subject.topic, SETTINGS, subject.metrics, Health())
+
+    running = asyncio.create_task(ticker.run())
+    await asyncio.wait([running], timeout=60)
+
+    assert running.done()
+    assert isinstance(running.exception(), ConfigurationError)
