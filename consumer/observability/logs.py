@@ -16,8 +16,6 @@ NOISY = {
     "aiohttp": logging.WARNING,
     "opentelemetry": logging.WARNING,
 }
-
-
 QUIET_SECONDS = 60.0
 """In an outage the client of Kafka says the same many times a second; once in so long is enough."""
 
@@ -36,7 +34,11 @@ class SeldomRepeated(logging.Filter):
         line, now = (record.name, str(record.msg)), self._clock()
         if now - self._passed.get(line, -QUIET_SECONDS) < QUIET_SECONDS:
             return False
+        self._passed.pop(line, None)
         self._passed[line] = now
+        # The oldest come first, and are forgotten: a line may hold what never comes again, such as an address.
+        while now - self._passed[oldest := next(iter(self._passed))] >= QUIET_SECONDS:
+            del self._passed[oldest]
         return True
 
 

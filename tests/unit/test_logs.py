@@ -47,6 +47,17 @@ def test_a_library_that_repeats_itself_is_heard_once_in_a_while() -> None:
     assert later
 
 
+def test_lines_that_never_come_again_are_forgotten() -> None:
+    now = 0.0
+    seldom = SeldomRepeated(lambda: now)
+
+    for number in range(100):
+        now = number * QUIET_SECONDS
+        seldom.filter(line("asyncio", f"future {number} was never retrieved"))
+
+    assert len(seldom._passed) == 1
+
+
 @pytest.mark.parametrize("name", ["consumer.worker", "consumer.outbox"])
 def test_our_own_lines_always_pass(name: str) -> None:
     seldom = SeldomRepeated(lambda: 0.0)
