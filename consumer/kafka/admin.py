@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,6 +14,7 @@ from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedErr
 from consumer.errors import ConfigurationError
 from consumer.kafka.client import classified, connection_arguments, grant, running
 from consumer.kafka.placement import misplaced
+from consumer.kafka.reading import reader, records_before
 from consumer.offsets import Partition
 from consumer.settings import KafkaSettings
 
@@ -53,7 +54,7 @@ class KafkaAdmin:
             described = await self._client.describe_topics()
         return {topic["topic"]: len(topic["partitions"]) for topic in described if not topic["error_code"]}
 
-    async def describe(self, topic: str) -> "TopicLayout":
+    async def describe(self, topic: str) -> TopicLayout:
         with classified():
             (described,) = await self._client.describe_topics([topic])
         replicas = min((len(partition["replicas"]) for partition in described["partitions"]), default=0)
@@ -159,7 +160,7 @@ async def log_bounds(settings: KafkaSettings, partitions: Sequence[Partition]) -
     if not partitions:
         return {}
     places = {partition: TopicPartition(partition.topic, partition.number) for partition in partitions}
-    async with _reader(settings) as client:
+    async with reader(settings) as client:
         with classified():
             first = await client.beginning_offsets(list(places.values()))
             end = await client.end_offsets(list(places.values()))
@@ -174,7 +175,7 @@ async def misplaced_share(settings: KafkaSettings, sample: int) -> dict[str, tup
     async with admin(settings) as brokers:
         counts = await brokers.topics()
     shares = {}
-    async with _reader(settings) as client:
+    async with reader(settings) as client:
         for topic in settings.topics:
             records = await _last_records(client, topic, counts.get(topic, 0), sample)
             wrong = sum(len(misplaced(some, number, counts[topic])) for number, some in records.items())
@@ -195,14 +196,6 @@ async def _last_records(
             for tp in places:
                 client.seek(tp, max(first[tp], end[tp] - count))
             for tp in places:
-                while first[tp] < end[tp] and await client.position(tp) < end[tp]:
-                    found[tp.partition] += (await client.getmany(tp, timeout_ms=200)).get(tp, [])
+                async for records, _ in records_before(client, tp, end[tp]):
+                    found[tp.partition] += records
     return found
-
-
-def _reader(settings: KafkaSettings) -> AbstractAsyncContextManager[AIOKafkaConsumer]:
-    """A consumer outside of any group."""
-    client = AIOKafkaConsumer(
-        **connection_arguments(settings), isolation_level="read_committed", auto_offset_reset="earliest"
-    )
-    return running(client, settings)

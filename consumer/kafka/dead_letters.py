@@ -12,13 +12,13 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import classified, connection_arguments, running
+from consumer.kafka.client import classified
 from consumer.kafka.producer import FACTS, HEADER, KafkaProducer
+from consumer.kafka.reading import reader, records_before
 from consumer.records import Record
 from consumer.settings import KafkaSettings
 
 MARKER = "__consumer.replayed."
-POLL_MS = 500
 Position = tuple[int, int]
 """Where a dead letter lies in its own topic: (partition, offset)."""
 
@@ -64,9 +64,8 @@ async def read(
             f"topic {topic} does not exist: run `conversation-consumer topics`, "
             "or check CONSUMER_KAFKA__DEAD_LETTER_TOPIC"
         )
-    client = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
     places = [TopicPartition(topic, number) for number in range(partitions)]
-    async with running(client, settings):
+    async with reader(settings) as client:
         with classified():
             async for record in _records(client, places, since):
                 if found := _parse(record):
@@ -96,8 +95,8 @@ async def _records(
     for tp in partitions:
         client.seek(tp, first[tp])
     for tp in partitions:
-        while await client.position(tp) < ends[tp]:
-            for record in (await client.getmany(tp, timeout_ms=POLL_MS)).get(tp, []):
+        async for records, _ in records_before(client, tp, ends[tp]):
+            for record in records:
                 yield record
 
 

@@ -8,12 +8,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import classified, connection_arguments, running
+from consumer.kafka.client import classified
 from consumer.kafka.partition import to_record
+from consumer.kafka.reading import reader, records_before
 from consumer.records import Record
 from consumer.settings import KafkaSettings
-
-POLL_MS = 500
 
 
 class RangePart(NamedTuple):
@@ -36,8 +35,7 @@ async def read_range(settings: KafkaSettings, since: datetime, until: datetime) 
             f"topic {missing[0]} does not exist: run `conversation-consumer topics`, or check CONSUMER_KAFKA__TOPICS"
         )
     partitions = [TopicPartition(topic, number) for topic in settings.topics for number in range(there[topic])]
-    reader = AIOKafkaConsumer(**connection_arguments(settings), isolation_level="read_committed")
-    async with running(reader, settings) as client:
+    async with reader(settings) as client:
         with classified():
             client.assign(partitions)
             ends = await client.end_offsets(partitions)
@@ -48,8 +46,8 @@ async def read_range(settings: KafkaSettings, since: datetime, until: datetime) 
             client.pause(*partitions)
             for tp in partitions:
                 client.resume(tp)
-                async for records, at in _records(client, tp, last[tp]):
-                    yield RangePart(records, passed + at - first[tp], total)
+                async for records, at in records_before(client, tp, last[tp]):
+                    yield RangePart([to_record(record) for record in records], passed + at - first[tp], total)
                 client.pause(tp)
                 passed += last[tp] - first[tp]
 
@@ -60,10 +58,3 @@ async def _offsets(
     """Partition -> offset of its first record of `at` or later; its end if there is none."""
     found = await client.offsets_for_times(dict.fromkeys(ends, max(0, int(at.timestamp() * 1000))))
     return {tp: min(end, offset.offset) if (offset := found[tp]) else end for tp, end in ends.items()}
-
-
-async def _records(client: AIOKafkaConsumer, tp: TopicPartition, end: int) -> AsyncIterator[tuple[list[Record], int]]:
-    """The records of a partition before `end`, with the position after them."""
-    while await client.position(tp) < end:
-        found = (await client.getmany(tp, timeout_ms=POLL_MS)).get(tp, [])
-        yield [to_record(record) for record in found if record.offset < end], min(end, await client.position(tp))
