@@ -27,7 +27,7 @@ from consumer.postgres.attempt import (
     transaction,
 )
 from consumer.postgres.errors import classified
-from consumer.service.ports import Decided, EventsById, Lost
+from consumer.service.ports import Decided, Lost
 
 _HISTORY = ", ".join(HISTORY_COLUMNS)
 _OUTBOX = ", ".join(OUTBOX_COLUMNS)
@@ -96,7 +96,3 @@ class AttemptOfFew(PostgresAttempt):
                 raise stale_owner(self.progress)
         written = {row[0] for row in found}
         return {change.after.id: "version" for change in changes if change.after.id not in written}
-
-
-def count(events: EventsById) -> int:
-    return sum(map(len, events.values()))

@@ -1,4 +1,4 @@
-"""The store: stored offsets, timers, reports, pruning, and the attempts of the service."""
+"""The store: what the service, the workers, the ticker, the relay and the commands ask of the database."""
 
 import asyncio
 import secrets
@@ -16,7 +16,7 @@ from consumer.lifecycle.model import Conversation, HistoryRow, Session
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog
-from consumer.postgres import citus
+from consumer.postgres import pruning, timers
 from consumer.postgres.attempt import (
     LOAD,
     OF_PARTITION,
@@ -27,10 +27,10 @@ from consumer.postgres.attempt import (
     session_from_row,
     transaction,
 )
-from consumer.postgres.client import APPLICATION, keeps_its_session, on_citus, set_for_transaction
+from consumer.postgres.client import APPLICATION, keeps_its_session, set_for_transaction
 from consumer.postgres.distribution import Layout, read_layout
 from consumer.postgres.errors import contention_is_outage
-from consumer.postgres.few import AttemptOfFew, count
+from consumer.postgres.few import AttemptOfFew
 from consumer.postgres.histories import HistoryPage, history_pages
 from consumer.postgres.history import HISTORY, about_how_many, archived_sessions, history_row, ids_after, read_stored
 from consumer.postgres.locks import END_SILENT, find_holder
@@ -45,40 +45,6 @@ from consumer.ticker import DueTimer
 
 _STORED_OFFSET = f"SELECT cluster_id, next_offset, mark FROM kafka_offset WHERE {OF_PARTITION}"
 _CREATE_OFFSET = "INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
-_DEADLINE = "LEAST(idle_at, expires_at)"
-# A timer that is pushed back is due a microsecond before a full second, as hardly any deadline is. So those of overdue
-# deadlines are found by 900 probes of the index, however many others are due within the same quarter of an hour.
-_WAKE_NEXT = """CASE
-        WHEN due.deadline >= due.now THEN due.deadline
-        ELSE date_trunc('second', due.now + LEAST(GREATEST(due.now - due.deadline, interval '60 s'), interval '15 min'))
-            - interval '1 us' END"""
-_TAKE_DUE_TIMERS = f"""
-    UPDATE conversation AS c SET wake_at = {_WAKE_NEXT}
-    FROM (
-        SELECT conversation_id, wake_at, {_DEADLINE} AS deadline, statement_timestamp() AS now FROM conversation
-        WHERE wake_at <= statement_timestamp() AND wake_at >= COALESCE($2::timestamptz, '-infinity')
-        ORDER BY wake_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
-    ) AS due WHERE c.conversation_id = due.conversation_id
-    RETURNING c.conversation_id, due.wake_at, due.deadline, due.now"""
-_LOCK_DUE = f"""
-    SELECT due.conversation_id, due.wake_at, due.deadline, {_WAKE_NEXT} FROM (
-        SELECT conversation_id, wake_at, {_DEADLINE} AS deadline, $2::timestamptz AS now FROM conversation
-        WHERE conversation_id = ANY($1::text[]) AND wake_at <= $2 FOR NO KEY UPDATE SKIP LOCKED
-    ) AS due"""
-_PUSHED_BACK_SECONDS = 900
-_IS_OVERDUE = f"{_DEADLINE} < now() - interval '60 s'"
-_OVERDUE = f"""
-    SELECT (SELECT count(*) FROM conversation WHERE wake_at <= now() AND {_IS_OVERDUE})
-        + (SELECT count(*) FROM conversation WHERE wake_at > now() AND {_IS_OVERDUE} AND wake_at = ANY (ARRAY (
-            SELECT date_trunc('second', now()) + n * interval '1 s' - interval '1 us'
-            FROM generate_series(1, {_PUSHED_BACK_SECONDS}) AS n)))"""
-_HISTORY_SIZE = "SELECT pg_relation_size('conversation_event'), current_setting('block_size')::int"
-# By page: rows of the history never move, so each is visited once, and no insert pays for an index. A BRIN index would
-# not help: new rows fill the space that pruning frees, and soon every range of pages holds rows of every age.
-# By `recorded_at`: a record enters the log before its row is recorded, so the row outlasts it. Events are dated freely.
-_OLD = "FROM conversation_event WHERE ctid >= $1 AND ctid < $2 AND recorded_at < $3"
-_COUNT_OLD = f"SELECT count(*) {_OLD}"
-_PRUNE = f"WITH gone AS (DELETE {_OLD} RETURNING 1) SELECT count(*) FROM gone"
 _SET_OFFSET = """
     INSERT INTO kafka_offset VALUES ($1, $2, $3, $4, $5, $6)
     ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET cluster_id = $4, next_offset = $5, mark = $6"""
@@ -89,7 +55,7 @@ _LOOK_UP_SECONDS = 0.9
 
 
 class PostgresStore:
-    """The store of the service and of the workers' offsets."""
+    """Each method takes a connection of the pool, or a transaction, for what it asks."""
 
     few = 32
     """The most events of an `AttemptOfFew`."""
@@ -117,7 +83,8 @@ class PostgresStore:
         self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
     ) -> AsyncIterator[PostgresAttempt]:
         async with self._connection("save") as connection:
-            if locking is Locking.OPTIMISTIC and keeps_its_session(connection) and count(events) <= self.few:
+            is_few = sum(map(len, events.values())) <= self.few
+            if is_few and locking is Locking.OPTIMISTIC and keeps_its_session(connection):
                 yield AttemptOfFew(connection, await load(connection, events, cached), progress, locking)
                 return
             async with transaction(connection, progress):
@@ -129,19 +96,13 @@ class PostgresStore:
         """See `ticker.Timers`. A timer whose row somebody else locks is left for a later call."""
         with contention_is_outage(_TIMERS):
             async with self._transaction("timers") as connection:
-                if on_citus(connection):
-                    rows = await citus.take_due_timers(connection, _LOCK_DUE, limit, since)
-                else:
-                    rows = await connection.fetch(_TAKE_DUE_TIMERS, limit, since)
-                return [DueTimer(*row) for row in rows]
+                return await timers.take_due(connection, limit, since)
 
     async def overdue(self) -> int:
-        """See `ticker.Timers`. A deadline that is overdue has a timer that is due, or was pushed back."""
+        """See `ticker.Timers`."""
         with contention_is_outage(_TIMERS):
             async with self._connection("load") as connection:
-                if on_citus(connection):
-                    return await citus.overdue(connection, _PUSHED_BACK_SECONDS)
-                return int(await connection.fetchval(_OVERDUE))
+                return await timers.overdue(connection)
 
     async def stored_offset(self, partition: Partition) -> StoredOffset | None:
         with contention_is_outage(_OFFSETS):
@@ -309,14 +270,12 @@ class PostgresStore:
     async def history_size(self) -> tuple[int, int]:
         """Pages of the history's table, and bytes of a page."""
         async with self._connection("load") as connection:
-            size = citus.HISTORY_SIZE if on_citus(connection) else _HISTORY_SIZE
-            table, page = await connection.fetchrow(size)
-            return table // page, page
+            return await pruning.history_size(connection)
 
     async def count_old(self, pages: range, before: datetime) -> int:
         """How many rows `prune` would remove."""
         async with self._connection("load") as connection:
-            return int(await connection.fetchval(_COUNT_OLD, *_bounds(pages), before))
+            return await pruning.count_old(connection, pages, before)
 
     async def prune(self, pages: range, before: datetime) -> int:
         """Removes the history on these pages of its table that was recorded before a time. Returns how many rows.
@@ -325,7 +284,7 @@ class PostgresStore:
         change of the table, holds a lock.
         """
         async with self._transaction("prune") as connection:
-            return int(await connection.fetchval(_PRUNE, *_bounds(pages), before))
+            return await pruning.prune(connection, pages, before)
 
     @asynccontextmanager
     async def _transaction(self, operation: str) -> AsyncIterator[asyncpg.Connection]:
@@ -341,7 +300,3 @@ class PostgresStore:
                 yield connection
         finally:
             self._metrics.db_transaction.labels(operation).observe(time.perf_counter() - started)
-
-
-def _bounds(pages: range) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (pages.start, 0), (pages.stop, 0)

@@ -14,8 +14,7 @@ import pytest
 from consumer.commands.doctor import _distribution
 from consumer.errors import ConfigurationError, UnavailableError
 from consumer.lifecycle.model import Author, Event
-from consumer.postgres import attempt, citus, histories, history, migrations, outbox, repair
-from consumer.postgres import store as stores
+from consumer.postgres import attempt, citus, histories, history, migrations, outbox, pruning, repair, timers
 from consumer.postgres.client import connected as connected_as_store
 from consumer.postgres.client import set_for_transaction
 from consumer.postgres.distribution import TABLES, administering, distribute, make_plan, read_layout
@@ -46,13 +45,13 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "insert": (attempt.INSERT, (WRITTEN,)),
     "archive": (attempt.ARCHIVE, (WRITTEN,)),
     "due timers": (citus._DUE, (10, NOW, None)),
-    "lock due timers, by shard": (stores._LOCK_DUE, (MANY[:1], NOW)),
+    "lock due timers, by shard": (timers._LOCK_DUE, (MANY[:1], NOW)),
     "rearm timers": (citus._REARM, (MANY, [NOW] * len(MANY))),
     "overdue timers": (citus.OVERDUE, (NOW, [NOW] * 900)),
     "oldest transitions": (outbox.OLDEST, (10,)),
     "delete transitions": (outbox.DELETE, ([1, 2, 3],)),
     "count transitions": (outbox.BACKLOG, (10,)),
-    "prune": (stores._PRUNE, ((0, 0), (5, 0), NOW)),
+    "prune": (pruning._PRUNE, ((0, 0), (5, 0), NOW)),
     "history of a conversation": (history.HISTORY, ("c-1",)),
     "forget a conversation": (repair._DELETE, ("c-1",)),
     "scan histories": (histories._SCAN, (MANY, NOW, NOW)),
