@@ -14,11 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from consumer.errors import (
-    ContentionError,
-    StaleOwnerError,
-    UnavailableError,
-)
+from consumer.errors import ContentionError, StaleOwnerError, UnavailableError
 from consumer.lifecycle.model import Author, Change, Conversation, Event, HistoryRow, Identity, Session, Status, Tick
 from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress
@@ -65,8 +61,6 @@ LOAD_ARCHIVE_AT = f"""
     ORDER BY a.conversation_id, a.session"""
 LOCK = "SELECT conversation_id FROM conversation WHERE conversation_id = ANY($1::text[]) ORDER BY 1 FOR NO KEY UPDATE"
 VERSION_GUARD = "c.version = n.loaded"
-
-
 SET_ROW = f"""
     UPDATE conversation AS c SET version = n.version, {", ".join(f"{name} = n.{name}" for name in _SESSION_COLUMNS)},
         wake_at = CASE WHEN n.expires_at IS NOT NULL THEN LEAST(c.wake_at, n.idle_at, n.expires_at) END"""
@@ -74,16 +68,10 @@ INSERT_ROW = f"""
     INSERT INTO conversation (conversation_id, version, {SESSION_LIST}, wake_at)
     SELECT conversation_id, version, {SESSION_LIST}, LEAST(idle_at, expires_at)"""
 
-
-def update_statement(version_guard: str) -> str:
-    """Writes the rows that are as the guard asks, and returns their ids."""
-    return f"""{SET_ROW}
+UPDATE = f"""{SET_ROW}
     FROM unnest($1::conversation_write[]) AS n
-    WHERE c.conversation_id = n.conversation_id AND {version_guard}
+    WHERE c.conversation_id = n.conversation_id AND {VERSION_GUARD}
     RETURNING c.conversation_id"""
-
-
-UPDATE = update_statement(VERSION_GUARD)
 INSERT = f"""{INSERT_ROW}
     FROM unnest($1::conversation_write[]) ON CONFLICT DO NOTHING RETURNING conversation_id"""
 ARCHIVE = f"""
@@ -92,17 +80,11 @@ ARCHIVE = f"""
     ON CONFLICT (conversation_id, session) DO UPDATE SET
         {", ".join(f"{name} = excluded.{name}" for name in _SESSION_COLUMNS if name != "session")}"""
 OF_PARTITION = "consumer_group = $1 AND topic = $2 AND partition = $3"
+# `mark` is the fencing token.
 OFFSET_GUARD = "next_offset = $4 AND mark = $5"
-
-
-def advance_statement(offset_guard: str) -> str:
-    """Moves an offset that is as the guard asks; `mark` is its fencing token."""
-    return f"""
-    UPDATE kafka_offset SET next_offset = $6, mark = $7 WHERE {OF_PARTITION} AND {offset_guard}
+ADVANCE_OFFSET = f"""
+    UPDATE kafka_offset SET next_offset = $6, mark = $7 WHERE {OF_PARTITION} AND {OFFSET_GUARD}
     RETURNING 1"""
-
-
-ADVANCE_OFFSET = advance_statement(OFFSET_GUARD)
 HOLD_OFFSET = f"UPDATE kafka_offset SET next_offset = $4 WHERE {OF_PARTITION}"
 
 

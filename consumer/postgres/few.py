@@ -32,26 +32,26 @@ from consumer.service.ports import Decided, Lost
 _HISTORY = ", ".join(HISTORY_COLUMNS)
 _OUTBOX = ", ".join(OUTBOX_COLUMNS)
 _NOT_TEXT = {"session": "int", "version": "bigint", "occurred_at": "timestamptz"}
-_GUARD = f"SELECT FROM kafka_offset WHERE {OF_PARTITION} AND {{offset_guard}} FOR NO KEY UPDATE"
+_GUARD = f"SELECT FROM kafka_offset WHERE {OF_PARTITION} AND {OFFSET_GUARD} FOR NO KEY UPDATE"
 _ADVANCE = f"""
     UPDATE kafka_offset SET mark = $7, next_offset =
         CASE WHEN (SELECT count(*) FROM written) = cardinality($8::conversation_write[]) THEN $6 ELSE $4 END
     FROM guard WHERE {OF_PARTITION} RETURNING 1"""
 
 
-def write_statement(version_guard: str, offset_guard: str | None) -> str:
+def _write_statement(*, moves_offset: bool) -> str:
     """Writes the rows that are as their guard asks, and what belongs to them, and returns their ids.
 
-    With a guard of the offset it returns a null as well, or else has written nothing. The offset moves to the end if
-    all were written.
+    With an offset it returns a null as well, or else has written nothing. The offset moves to the end if all were
+    written. Its parameters come first.
     """
-    first = 8 if offset_guard else 1
+    first = 8 if moves_offset else 1
     rows = f"FROM guard, unnest(${first}::conversation_write[]) AS n"
     columns = [f"${first + 2 + i}::{_NOT_TEXT.get(name, 'text')}[]" for i, name in enumerate(HISTORY_COLUMNS)]
     return f"""
-    WITH guard AS ({_GUARD.format(offset_guard=offset_guard) if offset_guard else "SELECT"}),
+    WITH guard AS ({_GUARD if moves_offset else "SELECT"}),
     updated AS ({SET_ROW} {rows}
-        WHERE c.conversation_id = n.conversation_id AND n.loaded > 0 AND {version_guard} RETURNING c.conversation_id),
+        WHERE c.conversation_id = n.conversation_id AND n.loaded > 0 AND {VERSION_GUARD} RETURNING c.conversation_id),
     inserted AS ({INSERT_ROW} {rows} WHERE n.loaded = 0 ON CONFLICT DO NOTHING RETURNING conversation_id),
     written AS (SELECT conversation_id FROM updated UNION ALL SELECT conversation_id FROM inserted),
     history AS (
@@ -61,12 +61,12 @@ def write_statement(version_guard: str, offset_guard: str | None) -> str:
     published AS (
         INSERT INTO transition_outbox ({_OUTBOX})
         SELECT {_OUTBOX} FROM history WHERE from_status IS DISTINCT FROM to_status ORDER BY place),
-    moved AS ({_ADVANCE if offset_guard else "SELECT"})
+    moved AS ({_ADVANCE if moves_offset else "SELECT"})
     SELECT conversation_id FROM written UNION ALL SELECT NULL FROM moved"""
 
 
-WRITE = write_statement(VERSION_GUARD, None)
-WRITE_AND_ADVANCE = write_statement(VERSION_GUARD, OFFSET_GUARD)
+WRITE = _write_statement(moves_offset=False)
+WRITE_AND_ADVANCE = _write_statement(moves_offset=True)
 
 
 class AttemptOfFew(PostgresAttempt):
