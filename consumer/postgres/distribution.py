@@ -9,11 +9,11 @@ import asyncpg
 from consumer.errors import ConfigurationError
 from consumer.postgres.client import APPLICATION, HAS_CITUS
 from consumer.postgres.errors import classified, connecting
-from consumer.postgres.tables import SCHEMA_LOCK
+from consumer.postgres.tables import CONVERSATION_TABLES, SCHEMA_LOCK, schema_revision
 
 COLUMN = "conversation_id"
-TABLES = ("conversation", "conversation_session_archive", "conversation_event", "transition_outbox")
-"""Distributed by conversation and colocated: what belongs to a conversation lies with it. The first one leads."""
+LEADER = CONVERSATION_TABLES[0]
+"""The other tables of a conversation are colocated with it: what belongs to a conversation lies with it."""
 LEAST_REVISION = "0007"
 """The first schema in which each unique key has the conversation."""
 LEAST_SHARDS = 4
@@ -46,17 +46,17 @@ class Layout:
     @property
     def missing(self) -> list[str]:
         """Tables that are not distributed by conversation."""
-        return [table for table in TABLES if table not in self.tables]
+        return [table for table in CONVERSATION_TABLES if table not in self.tables]
 
     @property
     def apart(self) -> list[str]:
         """Distributed tables that do not lie with the conversations."""
-        leader = self.tables.get(TABLES[0])
+        leader = self.tables.get(LEADER)
         return [table for table, place in self.tables.items() if leader is not None and place[0] != leader[0]]
 
     @property
     def shards(self) -> int:
-        return self.tables[TABLES[0]][1] if TABLES[0] in self.tables else 0
+        return self.tables[LEADER][1] if LEADER in self.tables else 0
 
 
 async def read_layout(connection: asyncpg.Connection) -> Layout | None:
@@ -65,7 +65,7 @@ async def read_layout(connection: asyncpg.Connection) -> Layout | None:
         if not await connection.fetchval(HAS_CITUS):
             return None
         nodes = await connection.fetch(_NODES)
-        tables = await connection.fetch(_DISTRIBUTED, TABLES, COLUMN)
+        tables = await connection.fetch(_DISTRIBUTED, CONVERSATION_TABLES, COLUMN)
     return Layout(
         [name for name, is_active in nodes if is_active],
         [name for name, is_active in nodes if not is_active],
@@ -95,7 +95,7 @@ async def make_plan(connection: asyncpg.Connection, shards: int | None) -> Distr
         raise ConfigurationError(f"{away}: see pg_dist_node, add workers with citus_add_node or activate them")
     if layout.apart:
         raise ConfigurationError(
-            f"{', '.join(layout.apart)}: distributed, but not with {TABLES[0]}: run undistribute_table on it first"
+            f"{', '.join(layout.apart)}: distributed, but not with {LEADER}: run undistribute_table on it first"
         )
     await _check_schema(connection)
     count = layout.shards or shards or max(LEAST_SHARDS, SHARDS_PER_WORKER * len(layout.active))
@@ -105,8 +105,7 @@ async def make_plan(connection: asyncpg.Connection, shards: int | None) -> Distr
 
 async def _check_schema(connection: asyncpg.Connection) -> None:
     with classified():
-        has_schema = await connection.fetchval("SELECT to_regclass('alembic_version')") is not None
-        revision = await connection.fetchval("SELECT version_num FROM alembic_version") if has_schema else None
+        revision = await schema_revision(connection)
     if revision is None or revision < LEAST_REVISION:
         raise ConfigurationError(
             f"schema at {revision or 'nothing'}, only from {LEAST_REVISION} on it can be distributed: "
@@ -122,7 +121,7 @@ async def distribute(connection: asyncpg.Connection, plan: DistributionPlan) -> 
     with classified():
         async with connection.transaction():
             await connection.execute(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK}); {_IN_TURN}")
-            await connection.execute(f"LOCK TABLE {', '.join(TABLES)} IN ACCESS EXCLUSIVE MODE")
+            await connection.execute(f"LOCK TABLE {', '.join(CONVERSATION_TABLES)} IN ACCESS EXCLUSIVE MODE")
             await connection.execute(_TYPES)
             for table, _ in plan.tables:
                 await _distribute(connection, table, plan.shards)
@@ -135,11 +134,11 @@ async def distribute(connection: asyncpg.Connection, plan: DistributionPlan) -> 
 
 
 async def _distribute(connection: asyncpg.Connection, table: str, shards: int) -> None:
-    if table == TABLES[0]:
+    if table == LEADER:
         sql = "SELECT create_distributed_table($1::text::regclass, $2, shard_count => $3, colocate_with => 'none')"
         await connection.execute(sql, table, COLUMN, shards)
     else:
-        sql = f"SELECT create_distributed_table($1::text::regclass, $2, colocate_with => '{TABLES[0]}')"
+        sql = f"SELECT create_distributed_table($1::text::regclass, $2, colocate_with => '{LEADER}')"
         await connection.execute(sql, table, COLUMN)
 
 

@@ -8,12 +8,13 @@ from consumer.outbox import MAX_COUNTED, Backlog, OutboxRow
 from consumer.postgres.errors import classified
 
 OUTBOX = "the table transition_outbox, or rows of it"
-
+TURN = "'transition_outbox'::regclass::oid::int, 0"
+"""The advisory lock that a relay's turn is."""
 # The lock ends with the transaction, so with the connection, through a pooler too. The relay is idle in the transaction
 # while it waits for Kafka: only for that long may it be.
-TAKE_TURN = """
+TAKE_TURN = f"""
     SELECT set_config('idle_in_transaction_session_timeout', $1, true),
-        pg_try_advisory_xact_lock('transition_outbox'::regclass::oid::int, 0)"""
+        pg_try_advisory_xact_lock({TURN})"""
 OLDEST = f"SELECT {', '.join(OutboxRow._fields)} FROM transition_outbox ORDER BY id LIMIT $1"
 DELETE = "DELETE FROM transition_outbox WHERE id = ANY($1::bigint[])"
 BACKLOG = """

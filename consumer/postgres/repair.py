@@ -6,8 +6,9 @@ from consumer.errors import ContentionError
 from consumer.history.comparison import repair_row
 from consumer.lifecycle.model import Conversation
 from consumer.postgres.attempt import ARCHIVE, INSERT, UPDATE, copy_history
+from consumer.postgres.outbox import TURN
+from consumer.postgres.tables import CONVERSATION_TABLES
 
-TABLES = ("conversation", "conversation_session_archive", "conversation_event", "transition_outbox")
 LOCK_SECONDS = 5
 """Longer than a worker's transaction lasts, so that a busy partition does not keep a deletion out."""
 _KEEP_ARCHIVE = "DELETE FROM conversation_session_archive WHERE conversation_id = $1 AND session <> ALL($2::int[])"
@@ -31,19 +32,23 @@ async def write_repaired(connection: asyncpg.Connection, target: Conversation, l
 
 # The order in which the relay and the workers lock: the outbox's turn, offsets, conversations.
 _LOCK_TIMEOUT = f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}"
-_TAKE_TURN = "SELECT pg_advisory_xact_lock('transition_outbox'::regclass::oid::int, 0)"
+_TAKE_TURN = f"SELECT pg_advisory_xact_lock({TURN})"
 _LOCK_OFFSETS = "SELECT 1 FROM kafka_offset ORDER BY consumer_group, topic, partition FOR NO KEY UPDATE"
 _LOCK_ROW = "SELECT 1 FROM conversation WHERE conversation_id = $1 FOR UPDATE"
 _RENEW_TOKENS = "UPDATE kafka_offset SET mark = $1"
-_COUNT = f"SELECT {', '.join(f'(SELECT count(*) FROM {table} WHERE conversation_id = $1)' for table in TABLES)}"
+_COUNTS = [f"(SELECT count(*) FROM {table} WHERE conversation_id = $1)" for table in CONVERSATION_TABLES]
+_COUNT = f"SELECT {', '.join(_COUNTS)}"
 # One statement, so one snapshot: what a writer makes anew meanwhile is whole.
-_GONE = [f"{table}_gone AS (DELETE FROM {table} WHERE conversation_id = $1 RETURNING 1)" for table in TABLES]
-_DELETE = f"WITH {', '.join(_GONE)} SELECT {', '.join(f'(SELECT count(*) FROM {table}_gone)' for table in TABLES)}"
+_GONE = [
+    f"{table}_gone AS (DELETE FROM {table} WHERE conversation_id = $1 RETURNING 1)" for table in CONVERSATION_TABLES
+]
+_COUNTS_OF_GONE = [f"(SELECT count(*) FROM {table}_gone)" for table in CONVERSATION_TABLES]
+_DELETE = f"WITH {', '.join(_GONE)} SELECT {', '.join(_COUNTS_OF_GONE)}"
 
 
 async def count_rows(connection: asyncpg.Connection, conversation_id: str) -> dict[str, int]:
     """Table -> how many rows it has of the conversation."""
-    return dict(zip(TABLES, await connection.fetchrow(_COUNT, conversation_id), strict=True))
+    return dict(zip(CONVERSATION_TABLES, await connection.fetchrow(_COUNT, conversation_id), strict=True))
 
 
 async def delete_rows(connection: asyncpg.Connection, conversation_id: str, token: int) -> dict[str, int]:
@@ -58,4 +63,4 @@ async def delete_rows(connection: asyncpg.Connection, conversation_id: str, toke
     await connection.execute(_LOCK_ROW, conversation_id)
     gone = await connection.fetchrow(_DELETE, conversation_id)
     await connection.execute(_RENEW_TOKENS, token)
-    return dict(zip(TABLES, gone, strict=True))
+    return dict(zip(CONVERSATION_TABLES, gone, strict=True))

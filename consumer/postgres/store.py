@@ -39,6 +39,7 @@ from consumer.postgres.pool import Pool, create_engine
 from consumer.postgres.repair import count_rows, delete_rows, write_repaired
 from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
 from consumer.postgres.server_settings import NAMES, READ_SETTINGS, ServerSetting
+from consumer.postgres.tables import schema_revision
 from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
 from consumer.ticker import DueTimer
@@ -152,10 +153,7 @@ class PostgresStore:
     async def schema_revision(self) -> str | None:
         """The newest migration that was applied; null on a database without any."""
         async with self._connection("load") as connection:
-            if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
-                return None
-            revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
-            return revision
+            return await schema_revision(connection)
 
     async def server_settings(self) -> list[ServerSetting]:
         """Those that `server_settings` has advice about, as they are for this connection."""

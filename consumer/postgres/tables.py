@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import asyncpg
 import sqlalchemy as sa
 
 REQUIRED_REVISION = "0005"
 """The oldest schema that this build runs on. Revisions are numbers: later ones compare greater."""
 SCHEMA_LOCK = 0x636F6E766572  # "conver": pg_advisory_xact_lock, so that replicas may migrate at once
+CONVERSATION_TABLES = ("conversation", "conversation_session_archive", "conversation_event", "transition_outbox")
+"""All that have rows of a conversation."""
 metadata = sa.MetaData()
 _ID = sa.Text(collation="C")
 _TIME = sa.DateTime(timezone=True)
@@ -100,3 +103,11 @@ kafka_offset = sa.Table(
     sa.Column("mark", sa.BigInteger, nullable=False, server_default="0"),
     sa.PrimaryKeyConstraint("consumer_group", "topic", "partition"),
 )
+
+
+async def schema_revision(connection: asyncpg.Connection) -> str | None:
+    """The newest migration that was applied; null on a database without any."""
+    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+        return None
+    revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+    return revision

@@ -17,8 +17,9 @@ from consumer.lifecycle.model import Author, Event
 from consumer.postgres import attempt, citus, histories, history, migrations, outbox, pruning, repair, timers
 from consumer.postgres.client import connected as connected_as_store
 from consumer.postgres.client import set_for_transaction
-from consumer.postgres.distribution import TABLES, administering, distribute, make_plan, read_layout
+from consumer.postgres.distribution import administering, distribute, make_plan, read_layout
 from consumer.postgres.store import PostgresStore
+from consumer.postgres.tables import CONVERSATION_TABLES
 from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.builders import HOUR, MINUTE, close, message
@@ -128,7 +129,7 @@ class TestDistribution:
             await ConversationService(store).apply(events())
             before = await store.stored(MANY)
 
-        assert await distributed(undistributed) == list(TABLES)
+        assert await distributed(undistributed) == list(CONVERSATION_TABLES)
 
         async with opened(undistributed) as store:
             after = await store.stored(MANY)
@@ -185,11 +186,11 @@ class TestLayout:
 
         assert layout is not None
         finding = _distribution(layout)
-        assert finding.seen == f"not distributed by conversation_id: {', '.join(TABLES)}"
+        assert finding.seen == f"not distributed by conversation_id: {', '.join(CONVERSATION_TABLES)}"
         assert finding.remedy == "run `conversation-consumer migrate citus`"
 
     async def test_a_table_that_lies_apart_is_named(self, undistributed: str) -> None:
-        for table in TABLES:
+        for table in CONVERSATION_TABLES:
             await execute(
                 undistributed, f"SELECT create_distributed_table('{table}', 'conversation_id', colocate_with => 'none')"
             )
@@ -198,7 +199,9 @@ class TestLayout:
             layout = await store.layout()
 
         assert layout is not None
-        assert _distribution(layout).seen == f"not with their conversations: {', '.join(sorted(TABLES[1:]))}"
+        assert (
+            _distribution(layout).seen == f"not with their conversations: {', '.join(sorted(CONVERSATION_TABLES[1:]))}"
+        )
 
 
 class TestWork:
