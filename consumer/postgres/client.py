@@ -37,7 +37,11 @@ do not wait for each other: writers lock rows in one order, and Citus ends a dea
 
 
 class StoreConnection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection of the store."""
+    """A connection of the store.
+
+    `on_citus`: to a coordinator, which passes the statements on to where the conversations lie. `transaction_settings`:
+    the statement that begins each transaction; empty where the session itself has its parameters.
+    """
 
     __slots__ = ("on_citus", "transaction_settings")
 
@@ -138,23 +142,23 @@ async def _is_distributed(connection: asyncpg.Connection) -> bool:
     return bool(await connection.fetchval(distributed))
 
 
-def on_citus(connection: asyncpg.Connection) -> bool:
+def on_citus(connection: StoreConnection) -> bool:
     """Whether a Citus coordinator passes the statements on to where the conversations lie."""
-    return bool(getattr(connection, "on_citus", False))
+    return connection.on_citus
 
 
-def keeps_its_session(connection: asyncpg.Connection) -> bool:
+def keeps_its_session(connection: StoreConnection) -> bool:
     """Whether all its statements run in one session of one server, whose parameters are set.
 
     Not with a pooler in between, nor where Citus passes statements on.
     """
-    return not getattr(connection, "transaction_settings", "")
+    return not connection.transaction_settings
 
 
-async def set_for_transaction(connection: asyncpg.Connection) -> None:
+async def set_for_transaction(connection: StoreConnection) -> None:
     """To be called first in each transaction. Takes a round trip where there is a pooler or Citus, else nothing."""
-    if settings := getattr(connection, "transaction_settings", ""):
-        await connection.execute(settings)
+    if connection.transaction_settings:
+        await connection.execute(connection.transaction_settings)
 
 
 def _set(command: str, parameters: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from consumer.lifecycle.model import Event
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres import attempt as statements
 from consumer.postgres import few
+from consumer.postgres.client import StoreConnection
 from consumer.postgres.store import PostgresStore
 from consumer.service.batch import Batch
 from consumer.service.cache import ConversationCache
@@ -34,7 +35,7 @@ NAMES = {
 }
 
 
-class Recording(asyncpg.Connection):  # type: ignore[misc]
+class Recording(StoreConnection):
     """Records its statements."""
 
     statements: list[str]
