@@ -9,7 +9,7 @@ import typer
 
 from consumer import settings as configuration
 from consumer.commands.output import AsJson, Yes, print_json, print_line
-from consumer.commands.replica import check_schema
+from consumer.commands.query import check_schema
 from consumer.durations import format_duration
 from consumer.errors import ConsumerError, ContentionError
 from consumer.kafka.admin import KafkaAdmin, admin

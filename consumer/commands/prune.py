@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from consumer import settings as configuration
 from consumer.commands.output import Yes, err, moment, out
-from consumer.commands.replica import check_schema, stop_on_signals
+from consumer.commands.query import check_schema
+from consumer.commands.signals import stop_on_signals
 from consumer.durations import duration_with_unit, format_duration
 from consumer.errors import ConfigurationError, ConsumerError, ContentionError
 from consumer.kafka.admin import RETENTION_SLACK, KafkaAdmin, admin

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from consumer import settings as configuration
 from consumer.commands.output import AsJson, Yes, err, moment, print_json, print_line
-from consumer.commands.replica import stop_on_signals
+from consumer.commands.signals import stop_on_signals
 from consumer.errors import ConsumerError, ContentionError
 from consumer.history.comparison import Difference, Finding, Result, compare
 from consumer.lifecycle.model import Policy

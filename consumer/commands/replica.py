@@ -1,18 +1,18 @@
-"""The composition root of a replica and of a ticker: wiring, signals, the one place that sees every technology."""
+"""The composition root of a replica, a ticker and a relay: wiring, the one place that sees every technology."""
 
 import asyncio
 import gc
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 import structlog
 
-from consumer.errors import ConfigurationError, ConsumerError
+from consumer.commands.query import check_schema
+from consumer.commands.signals import stop_on_signals
+from consumer.errors import ConsumerError
 from consumer.kafka.admin import check_topics, transition_limit
 from consumer.kafka.bulk import BulkProducer, TickProducer
 from consumer.kafka.partition import AssignedPartition
@@ -24,7 +24,6 @@ from consumer.observability.metrics import Metrics, Part
 from consumer.observability.tracing import tracing
 from consumer.outbox import OutboxRelay
 from consumer.postgres.store import PostgresStore
-from consumer.postgres.tables import REQUIRED_REVISION
 from consumer.service.service import ConversationService, RetryPolicy
 from consumer.settings import DatabaseSettings, Settings
 from consumer.ticker import Ticker
@@ -104,29 +103,6 @@ async def relay(settings: Settings) -> None:
         relaying = OutboxRelay(store, producer.publish, settings=settings.outbox, metrics=metrics, health=health)
         await run_until_stopped(relaying, settings, store, metrics, health, event="relaying", topic=topic)
     log.info("stopped")
-
-
-async def check_schema(store: PostgresStore) -> None:
-    """Raises `ConfigurationError` if this build cannot run on the database's schema."""
-    revision = await store.schema_revision()
-    if revision is None or revision < REQUIRED_REVISION:
-        raise ConfigurationError(
-            f"the database's schema is at {revision or 'nothing'}, this build needs "
-            f"{REQUIRED_REVISION}: run `conversation-consumer migrate`"
-        )
-
-
-def stop_on_signals(stop: Callable[[], None]) -> None:
-    """The first SIGTERM or SIGINT calls `stop`, the second ends the process at once."""
-
-    def on_signal() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, os._exit, 1)
-        stop()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
 
 
 Work = KafkaSource | Ticker | OutboxRelay

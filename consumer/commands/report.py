@@ -13,8 +13,7 @@ import typer
 from consumer.commands.output import AsJson, out, print_json, print_table
 from consumer.commands.period import Period, Since, Until, period
 from consumer.commands.plot import PlotFile, check_plot, plot_bars
-from consumer.commands.query import ask
-from consumer.commands.replica import check_schema
+from consumer.commands.query import ask, check_schema
 from consumer.lifecycle.model import RANK
 from consumer.postgres.reports import ConversationReport, RaceReport
 from consumer.postgres.store import PostgresStore

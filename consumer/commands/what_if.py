@@ -16,7 +16,7 @@ from consumer import settings as configuration
 from consumer.commands.output import AsJson, err
 from consumer.commands.period import Since, Until, period
 from consumer.commands.plot import PlotFile, check_plot
-from consumer.commands.replica import check_schema
+from consumer.commands.query import check_schema
 from consumer.commands.spool import Spool
 from consumer.commands.what_if_report import Result, Source, plot_result, print_result
 from consumer.decoding import decode_all
