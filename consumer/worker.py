@@ -13,7 +13,7 @@ from consumer.decoding import decode_all
 from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, TooSlowError, UnavailableError
 from consumer.lifecycle.model import Event
 from consumer.observability.health import Health
-from consumer.observability.metrics import INVALID, Metrics
+from consumer.observability.metrics import Metrics
 from consumer.observability.tracing import BatchFacts, NoTracing, Tracing
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.records import DeadLetter, Record
@@ -282,7 +282,7 @@ class PartitionWorker:
             return
         await self._through_outages(lambda: self._dead_letters.send(letters))
         for letter in letters:
-            self._metrics.dead_lettered(letter.record.topic, INVALID, letter.reason)
+            self._metrics.dead_lettered(letter.record.topic, letter.reason)
             self._health.last_dead_letters.appendleft(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {letter.reason}")
             log.warning(
                 "dead letter",

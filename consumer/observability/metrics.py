@@ -294,8 +294,8 @@ class Metrics:
         """Has the lag gauges collected at scrape, so that they vanish with the partition."""
         self.registry.register(LagCollector(read))
 
-    def dead_lettered(self, topic: str, kind: str, reason: str) -> None:
-        self.events.labels(topic, kind, Outcome.DEAD_LETTER).inc()
+    def dead_lettered(self, topic: str, reason: str) -> None:
+        self.events.labels(topic, INVALID, Outcome.DEAD_LETTER).inc()
         self.dead_letters.labels(topic, reason).inc()
 
 

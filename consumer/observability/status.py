@@ -59,7 +59,7 @@ class ReplicaStatus:
     transitions: int
     misplaced_records: int
     dead_letters: dict[str, int]
-    outbox: "OutboxStatus | None"
+    outbox: OutboxStatus | None
 
     @property
     def conflict_rate(self) -> float:
@@ -112,15 +112,7 @@ def as_json(status: ReplicaStatus, health: Health, not_ready: Sequence[str]) -> 
         "version": status.version,
         "ready": not not_ready,
         "not_ready": list(not_ready),
-        "partitions": [
-            {
-                "topic": p.topic,
-                "partition": p.partition,
-                "lag_records": p.lag_records,
-                "oldest_seconds": p.oldest_seconds,
-            }
-            for p in status.partitions
-        ],
+        "partitions": [asdict(partition) for partition in status.partitions],
         "events": status.events,
         "conflict_rate": round(status.conflict_rate, 6),
         "mean_retries": round(status.mean_retries, 6),
