@@ -12,7 +12,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
 from consumer.errors import ConfigurationError
-from consumer.kafka.client import classified, connection_arguments, grant, running
+from consumer.kafka.client import running
+from consumer.kafka.connection import connection_arguments
+from consumer.kafka.errors import classified, grant
 from consumer.kafka.placement import misplaced
 from consumer.kafka.reading import reader, records_before
 from consumer.offsets import Partition

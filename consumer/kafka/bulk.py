@@ -9,7 +9,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
 from consumer.errors import UnavailableError
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, running, started
+from consumer.kafka.client import STOP_SECONDS, running, started
+from consumer.kafka.connection import connection_arguments
+from consumer.kafka.errors import classified
 from consumer.kafka.placement import home_of
 from consumer.kafka.producer import KafkaProducer, acknowledged
 from consumer.settings import KafkaSettings

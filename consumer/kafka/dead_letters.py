@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import classified
+from consumer.kafka.errors import classified
 from consumer.kafka.producer import FACTS, HEADER, KafkaProducer
 from consumer.kafka.reading import reader, records_before
 from consumer.records import Record

@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer.errors import ConfigurationError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import classified
+from consumer.kafka.errors import classified
 from consumer.kafka.partition import to_record
 from consumer.kafka.reading import reader, records_before
 from consumer.records import Record

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import PartitionStoppedError
-from consumer.kafka.client import classified
+from consumer.kafka.errors import classified
 from consumer.observability.lag import Lag
 from consumer.offsets import Partition
 from consumer.records import Record

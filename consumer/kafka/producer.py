@@ -10,7 +10,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
 from consumer.errors import PartitionStoppedError, UnavailableError
-from consumer.kafka.client import classified, connection_arguments, started, stop
+from consumer.kafka.client import started, stop
+from consumer.kafka.connection import connection_arguments
+from consumer.kafka.errors import classified
 from consumer.records import DeadLetter, Record
 from consumer.settings import KafkaSettings
 

@@ -6,7 +6,8 @@ from contextlib import AbstractAsyncContextManager
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from consumer.errors import UnavailableError
-from consumer.kafka.client import connection_arguments, running
+from consumer.kafka.client import running
+from consumer.kafka.connection import connection_arguments
 from consumer.settings import KafkaSettings
 
 POLL_MS = 500

@@ -17,7 +17,9 @@ from aiokafka.errors import (
 
 from consumer.errors import ConsumerError, StalledError
 from consumer.kafka.admin import cluster_id
-from consumer.kafka.client import STOP_SECONDS, classified, connection_arguments, milliseconds, open_consumer, start
+from consumer.kafka.client import STOP_SECONDS, open_consumer, start
+from consumer.kafka.connection import connection_arguments, milliseconds
+from consumer.kafka.errors import classified
 from consumer.kafka.partition import AssignedPartition
 from consumer.kafka.placement import Placement
 from consumer.observability.health import Health

@@ -12,7 +12,7 @@ import pytest
 
 from consumer.errors import ConfigurationError, UnavailableError
 from consumer.kafka.admin import admin, check_topics
-from consumer.kafka.client import connection_arguments
+from consumer.kafka.connection import connection_arguments
 from consumer.kafka.producer import KafkaProducer
 from consumer.kafka.source import KafkaSource
 from consumer.observability.health import Health

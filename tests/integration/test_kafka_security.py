@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from consumer.errors import ConfigurationError, UnavailableError
 from consumer.kafka.admin import admin
-from consumer.kafka.client import connection_arguments
+from consumer.kafka.connection import connection_arguments
 from consumer.kafka.producer import KafkaProducer
 from consumer.settings import KafkaSettings
 from tests.stack.certificates import YESTERDAY, Authority

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from consumer.decoding import encoded
 from consumer.kafka.admin import admin
-from consumer.kafka.client import connection_arguments
+from consumer.kafka.connection import connection_arguments
 from consumer.kafka.producer import KafkaProducer
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, message

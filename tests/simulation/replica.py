@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
-from consumer.kafka.client import classified
+from consumer.kafka.errors import classified
 from consumer.kafka.partition import AssignedPartition
 from consumer.kafka.producer import KafkaProducer
 from consumer.kafka.source import KafkaSource

@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from consumer.decoding import encoded
-from consumer.kafka.client import milliseconds
+from consumer.kafka.connection import milliseconds
 from consumer.kafka.producer import acknowledged
 from tests.chaos.faults.catalogue import Track, fault
 from tests.chaos.faults.processes import DRAIN_SECONDS
