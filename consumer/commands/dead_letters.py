@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -32,6 +33,7 @@ def _time(text: str) -> datetime:
 
 
 CHUNK = 500
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Reasons = Annotated[
     list[Reason] | None,
     typer.Option("--reason", metavar="REASON", help=f"Only this one; may be repeated: {', '.join(Reason)}."),
@@ -216,11 +218,18 @@ def _facts(letter: StoredDeadLetter) -> dict[str, object]:
         "topic": record.topic,
         "partition": record.partition,
         "offset": record.offset,
-        "recorded_at": datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=record.timestamp),
+        "recorded_at": _as_time(record.timestamp),
         "group": letter.group,
         "key": None if record.key is None else record.key.decode(errors="backslashreplace"),
         "bytes": letter.value_bytes,
     }
+
+
+def _as_time(milliseconds: int) -> datetime | None:
+    """Null for what is no date: a producer may have given microseconds."""
+    with suppress(OverflowError):
+        return EPOCH + timedelta(milliseconds=milliseconds)
+    return None
 
 
 def _row(letter: StoredDeadLetter, replayed: bool) -> tuple[object, ...]:

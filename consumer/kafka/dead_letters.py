@@ -105,7 +105,7 @@ def _parse(record: "ConsumerRecord[bytes, bytes]") -> StoredDeadLetter | ReplayM
     at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
     before, ours = record.headers[: -len(FACTS)], record.headers[-len(FACTS) :]
     try:
-        notes = {name: value.decode() for name, value in ours}
+        notes = {name: (value or b"").decode() for name, value in ours}
         if MARKER + "offset" in notes:
             return ReplayMarker((int(notes[MARKER + "partition"]), int(notes[MARKER + "offset"])), at)
         topic, partition, offset, timestamp, group, reason, error = (notes[HEADER + fact] for fact in FACTS)
