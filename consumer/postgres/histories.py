@@ -10,7 +10,7 @@ import asyncpg
 
 from consumer.lifecycle.model import HistoryRow, Session
 from consumer.postgres.attempt import HISTORY_COLUMNS
-from consumer.postgres.history import archived_sessions, history_row
+from consumer.postgres.conversations import archived_sessions, history_row
 
 SCANNED_CONVERSATIONS = 2000
 PAGE_ROWS = 10_000

@@ -28,11 +28,18 @@ from consumer.postgres.attempt import (
     transaction,
 )
 from consumer.postgres.client import APPLICATION, keeps_its_session, set_for_transaction
+from consumer.postgres.conversations import (
+    HISTORY,
+    about_how_many,
+    archived_sessions,
+    history_row,
+    ids_after,
+    read_stored,
+)
 from consumer.postgres.distribution import Layout, read_layout
 from consumer.postgres.errors import contention_is_outage
 from consumer.postgres.few import AttemptOfFew
 from consumer.postgres.histories import HistoryPage, history_pages
-from consumer.postgres.history import HISTORY, about_how_many, archived_sessions, history_row, ids_after, read_stored
 from consumer.postgres.locks import END_SILENT, find_holder
 from consumer.postgres.outbox import OUTBOX, PostgresOutboxBatch, backlog, take_turn
 from consumer.postgres.pool import Pool, create_engine

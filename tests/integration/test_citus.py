@@ -14,7 +14,7 @@ import pytest
 from consumer.commands.doctor import _distribution
 from consumer.errors import ConfigurationError, UnavailableError
 from consumer.lifecycle.model import Author, Event
-from consumer.postgres import attempt, citus, histories, history, migrations, outbox, pruning, repair, timers
+from consumer.postgres import attempt, citus, conversations, histories, migrations, outbox, pruning, repair, timers
 from consumer.postgres.client import connected as connected_as_store
 from consumer.postgres.client import set_for_transaction
 from consumer.postgres.distribution import administering, distribute, make_plan, read_layout
@@ -53,7 +53,7 @@ STATEMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "delete transitions": (outbox.DELETE, ([1, 2, 3],)),
     "count transitions": (outbox.BACKLOG, (10,)),
     "prune": (pruning._PRUNE, ((0, 0), (5, 0), NOW)),
-    "history of a conversation": (history.HISTORY, ("c-1",)),
+    "history of a conversation": (conversations.HISTORY, ("c-1",)),
     "forget a conversation": (repair._DELETE, ("c-1",)),
     "scan histories": (histories._SCAN, (MANY, NOW, NOW)),
 }
