@@ -12,7 +12,16 @@ from consumer.lifecycle.rules import reaches_back
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog, OutboxRow
 from consumer.postgres.store import PostgresStore
-from consumer.service.ports import NONE, Conversations, Decided, EventsById, LockHolder, Locking, Lost, Snapshot
+from consumer.service.ports import (
+    NO_CONVERSATIONS,
+    Conversations,
+    Decided,
+    EventsById,
+    LockHolder,
+    Locking,
+    Lost,
+    Snapshot,
+)
 from consumer.ticker import DueTimer
 from tests.memory_database import (
     OUTBOX,
@@ -106,7 +115,9 @@ class MemoryStore:
     def offsets(self) -> dict[Partition, StoredOffset]:
         return self.database.offsets
 
-    async def load(self, events: EventsById, transaction: Transaction, cached: Conversations = NONE) -> Snapshot:
+    async def load(
+        self, events: EventsById, transaction: Transaction, cached: Conversations = NO_CONVERSATIONS
+    ) -> Snapshot:
         """Three statements, as in PostgreSQL: others may write in between."""
         await transaction.statement("load")
         current = {**cached}
@@ -132,7 +143,7 @@ class MemoryStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NO_CONVERSATIONS
     ) -> AsyncIterator["MemoryAttempt"]:
         if locking is Locking.OPTIMISTIC and sum(map(len, events.values())) <= self.few:
             async with self._session() as session:

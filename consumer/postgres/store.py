@@ -47,7 +47,7 @@ from consumer.postgres.repair import count_rows, delete_rows, write_repaired
 from consumer.postgres.reports import ConversationReport, RaceReport, conversation_report, race_report
 from consumer.postgres.server_settings import NAMES, READ_SETTINGS, ServerSetting
 from consumer.postgres.tables import schema_revision
-from consumer.service.ports import NONE, Conversations, EventsById, LockHolder, Locking
+from consumer.service.ports import NO_CONVERSATIONS, Conversations, EventsById, LockHolder, Locking
 from consumer.settings import DatabaseSettings
 from consumer.ticker import DueTimer
 
@@ -88,7 +88,7 @@ class PostgresStore:
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NO_CONVERSATIONS
     ) -> AsyncIterator[PostgresAttempt]:
         async with self._connection("save") as connection:
             is_few = sum(map(len, events.values())) <= self.few

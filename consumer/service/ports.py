@@ -13,7 +13,7 @@ from consumer.offsets import Progress
 
 EventsById = Mapping[str, Sequence[Event]]
 Conversations = Mapping[str, Conversation]
-NONE: Conversations = MappingProxyType({})
+NO_CONVERSATIONS: Conversations = MappingProxyType({})
 Lost = Mapping[str, str]
 """Conversation id -> why its write lost: `version` or `lock`."""
 

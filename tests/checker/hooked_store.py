@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from consumer.offsets import Progress
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
-from consumer.service.ports import NONE, Conversations, EventsById, Locking
+from consumer.service.ports import NO_CONVERSATIONS, Conversations, EventsById, Locking
 
 
 class HookedStore(PostgresStore):
@@ -14,7 +14,7 @@ class HookedStore(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NO_CONVERSATIONS
     ) -> AsyncIterator[PostgresAttempt]:
         await self.before(events, progress, locking, cached)
         async with super().attempt(events, progress, locking, cached) as attempt:

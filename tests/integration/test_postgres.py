@@ -24,7 +24,7 @@ from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.postgres.attempt import PostgresAttempt
 from consumer.postgres.store import PostgresStore
 from consumer.service.batch import Batch
-from consumer.service.ports import NONE, Conversations, EventsById, Locking
+from consumer.service.ports import NO_CONVERSATIONS, Conversations, EventsById, Locking
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, goodbye, message, tick
 from tests.conftest import opened
@@ -191,7 +191,7 @@ class AlwaysBeaten(PostgresStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NO_CONVERSATIONS
     ) -> AsyncIterator[PostgresAttempt]:
         async with super().attempt(events, progress, locking, cached) as attempt:
             if locking is Locking.OPTIMISTIC:

@@ -18,7 +18,7 @@ from consumer.outbox import Outbox, OutboxRelay, OutboxRow, Publish
 from consumer.records import DeadLetter, Record
 from consumer.service import cache
 from consumer.service.batch import Batch
-from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
+from consumer.service.ports import NO_CONVERSATIONS, Conversations, Decided, EventsById, Locking, Lost, Snapshot
 from consumer.ticker import DueTimer
 from consumer.worker import PartitionWorker
 from tests.checker.planted import resumed
@@ -35,7 +35,7 @@ class OffsetFirst(MemoryStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NO_CONVERSATIONS
     ) -> AsyncIterator[MemoryAttempt]:
         async with super().attempt({}, progress, locking, {}) as first:
             await first.save(Decided(first.snapshot.now, ()))
@@ -48,7 +48,7 @@ class ReadBeforeGuard(MemoryStore):
 
     @asynccontextmanager
     async def attempt(
-        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NONE
+        self, events: EventsById, progress: Progress | None, locking: Locking, cached: Conversations = NO_CONVERSATIONS
     ) -> AsyncIterator[MemoryAttempt]:
         async with self.transaction() as early:
             snapshot = await self.load(events, early, cached)
@@ -60,7 +60,9 @@ class ReadBeforeGuard(MemoryStore):
 class IdsBeforeRows(MemoryStore):
     """Looks known ids up before it reads the rows: an event may be written in between."""
 
-    async def load(self, events: EventsById, transaction: Transaction, cached: Conversations = NONE) -> Snapshot:
+    async def load(
+        self, events: EventsById, transaction: Transaction, cached: Conversations = NO_CONVERSATIONS
+    ) -> Snapshot:
         known = {key: self._known(key, events) for key in events}
         return replace(await super().load(events, transaction, cached), known=known)
 

@@ -24,7 +24,7 @@ from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.service.batch import Batch
 from consumer.service.cache import ConversationCache
-from consumer.service.ports import NONE, Conversations, Decided, EventsById, Locking, Lost, Snapshot
+from consumer.service.ports import NO_CONVERSATIONS, Conversations, Decided, EventsById, Locking, Lost, Snapshot
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import HOUR, MINUTE, close, message, tick
 from tests.fakes import MemoryStore
@@ -53,7 +53,9 @@ class Rivalled(MemoryStore):
         self.times = times
         self.loads: list[list[str]] = []
 
-    async def load(self, events: EventsById, transaction: Transaction, cached: Conversations = NONE) -> Snapshot:
+    async def load(
+        self, events: EventsById, transaction: Transaction, cached: Conversations = NO_CONVERSATIONS
+    ) -> Snapshot:
         self.loads.append(sorted(events))
         return await super().load(events, transaction, cached)
 
