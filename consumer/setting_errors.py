@@ -1,6 +1,5 @@
 """What is wrong with a setting, in words: the variable, what was given, what to write."""
 
-import re
 from collections.abc import Collection
 from datetime import timedelta
 from difflib import get_close_matches
@@ -8,7 +7,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 from consumer.durations import format_duration
@@ -24,17 +22,6 @@ KINDS = {
     tuple: "names, separated by commas",
     Path: "the path of a file that is there",
 }
-
-
-def matching(pattern: str, expected: str) -> AfterValidator:
-    """A text of this pattern. The error of another one says what is expected."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"should be {expected}")
-        return text
-
-    return AfterValidator(check)
 
 
 def wrong(variable: str, given: str | None, message: str, field: FieldInfo) -> str:

@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     FilePath,
@@ -26,7 +23,6 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -35,7 +31,8 @@ from pydantic_settings import (
 from consumer.durations import Duration, DurationOrNone
 from consumer.errors import ConfigurationError
 from consumer.lifecycle.model import Policy
-from consumer.setting_errors import OWN, matching, suggestion, wrong
+from consumer.setting_errors import OWN, suggestion, wrong
+from consumer.setting_types import Function, Names, PostgresqlUrl, Seconds, Servers, in_any_case
 
 PREFIX = "CONSUMER_"
 SECRETS_DIR = "CONSUMER_SECRETS_DIR"
@@ -43,41 +40,12 @@ SECRETS = ("__URL", "PASSWORD")
 """How the variables end whose values are never shown."""
 
 
-def _split(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _postgresql_url(url: SecretStr) -> SecretStr:
-    try:  # what the parser raises may quote the password
-        parts = urlsplit(url.get_secret_value())
-        usable = parts.scheme in ("postgresql", "postgres") and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(
-            "should be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with / @ # in USER and PASSWORD as %XX"
-        )
-    return url
-
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-_LABEL = r"[^:,.\s]{1,63}"
-_SERVER = rf"{_LABEL}(\.{_LABEL})*\.?:[0-9]+"
-Servers = Annotated[str, matching(rf"{_SERVER}(,{_SERVER})*", "HOST:PORT, several separated by commas")]
-Function = Annotated[str, matching(r"[\w.]+:\w+", "MODULE:FUNCTION")]
-
-
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DatabaseSettings(_Group):
-    url: Annotated[SecretStr, AfterValidator(_postgresql_url)] = Field(
+    url: PostgresqlUrl = Field(
         SecretStr("postgresql://localhost/conversation"),
         description="libpq URL; `sslmode=verify-full&sslrootcert=...` is understood.",
     )
@@ -223,7 +191,7 @@ class HttpSettings(_Group):
 
 
 class LogSettings(_Group):
-    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+    level: Annotated[Literal["debug", "info", "warning", "error"], in_any_case] = Field(
         "info", description="Least severe level logged."
     )
     format: Literal["auto", "json", "console"] = Field("auto", description="`auto`: console on a terminal, else JSON.")
