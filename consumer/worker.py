@@ -70,7 +70,10 @@ class PartitionLog(Protocol):
 
 class DeadLetters(Protocol):
     async def send(self, letters: Sequence[DeadLetter]) -> None:
-        """Returns when the topic has acknowledged all of them; raises `UnavailableError` otherwise."""
+        """Returns when the topic has acknowledged all of them.
+
+        Raises `UnavailableError`, and `PartitionStoppedError` where one does not fit into the topic.
+        """
 
 
 class WorkerStore(Protocol):

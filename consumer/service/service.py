@@ -71,6 +71,7 @@ class ConversationService:
             ConcurrencyError: other writers kept winning some conversations.
             RefusedError: the database will never take the events named; call again without them.
             UnavailableError: the database could not be reached; what was written is unknown.
+            ConfigurationError: the database refuses this user, or has no schema for this build.
         """
         batch = Batch([checked(event) for event in events])
         contended: ConcurrencyError | None = None
