@@ -11,6 +11,9 @@ TRACE_HEADERS = {
     "tracestate": re.compile(rb"[\x20-\x7e]{1,512}"),
 }
 
+MAX_ID = 200
+"""No valid id is longer."""
+
 
 class Record(NamedTuple):
     """A record as it lies in the log, byte for byte. `timestamp` is in milliseconds since 1970."""
@@ -35,6 +38,15 @@ class Record(NamedTuple):
                 context.setdefault(name, content.decode())
         return context if "traceparent" in context else {}
 
+    def identity(self, event_id: str | None) -> dict[str, object]:
+        """What a log line says of it, beside topic and partition; never anything of its body.
+
+        `event_id` is null where it holds no event.
+        """
+        conversation_id = self.key.decode(errors="replace")[:MAX_ID] if self.key is not None else None
+        trace_id = self.trace_context().get("traceparent", "")[3:35] or None
+        return {"offset": self.offset} | known(conversation_id=conversation_id, event_id=event_id, trace_id=trace_id)
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
@@ -47,3 +59,8 @@ class DeadLetter:
     reason: Reason
     error: str
     event_id: str | None = None
+
+
+def known(**values: object) -> dict[str, object]:
+    """Those that are not null."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -12,11 +12,12 @@ from structlog.contextvars import bound_contextvars
 from consumer.decoding import decode_all
 from consumer.errors import DrainingError, PartitionStoppedError, StaleOwnerError, TooSlowError, UnavailableError
 from consumer.lifecycle.model import Event
+from consumer.locked_rows import LockedRows
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.observability.tracing import BatchFacts, NoTracing, Tracing
 from consumer.offsets import Partition, Progress, StoredOffset
-from consumer.records import DeadLetter, Record
+from consumer.records import DeadLetter, Record, known
 from consumer.retry import Backoff, retried
 from consumer.service.batch import Batch
 from consumer.service.cache import ConversationCache
@@ -31,9 +32,6 @@ IDLE_SECONDS = 5.0
 """How often an idle partition compares the stored offset with its own: a rewind of the database brings no records."""
 RECHECK_SECONDS = 10.0
 """How often a stopped partition reads its stored offset: an operator may have set it."""
-MAX_ID = 200
-LOCKED_SECONDS = 5.0
-"""How long somebody may hold a row before the log names them."""
 
 
 class PartitionLog(Protocol):
@@ -118,9 +116,9 @@ class PartitionWorker:
         self._cache = ConversationCache(settings.max_remembered)
         self._batch_limit = settings.max_batch
         self._unreadable_at: int | None = None
-        self._locked: dict[str, float] = {}
         self._name = f"{source.partition.topic}[{source.partition.number}]"
         self._writing = f"{self._name}, writing"
+        self._locked_rows = LockedRows(self._name, store.lock_holder, metrics, health)
 
     async def run(self) -> None:
         """Applies the partition until it is given up. An unexpected error is a bug and ends the process."""
@@ -202,7 +200,7 @@ class PartitionWorker:
         facts = BatchFacts(place.group, place.topic, place.number, records[0].offset, len(records))
         with (
             self._tracing.batch(facts, lambda: (context for record in records if (context := record.trace_context()))),
-            bound_contextvars(**_named(trace_id=self._tracing.trace_id())),
+            bound_contextvars(**known(trace_id=self._tracing.trace_id())),
         ):
             await self._apply_records(records)
 
@@ -262,7 +260,7 @@ class PartitionWorker:
             )
 
         async def back_off(seconds: float) -> None:
-            await self._report_locked_rows(batch, good)
+            await self._locked_rows.report(batch, good)
             await self._sleep(seconds)
 
         batch = Batch(
@@ -275,7 +273,7 @@ class PartitionWorker:
         try:
             await self._through_outages(lambda: self._service.consume(batch, back_off), but=TooSlowError)
         finally:
-            self._note_locked({})
+            self._locked_rows.clear()
         assert batch.progress is not None
         return batch.progress.mark
 
@@ -291,29 +289,8 @@ class PartitionWorker:
                 "dead letter",
                 reason=letter.reason.value,
                 error=letter.error,
-                **_identity(letter.record, letter.event_id),
+                **letter.record.identity(letter.event_id),
             )
-
-    async def _report_locked_rows(self, batch: Batch, good: Sequence[tuple[Record, Event]]) -> None:
-        """Names whoever holds a row for long, once for each conversation and batch."""
-        locked = batch.locked_longer_than(LOCKED_SECONDS)
-        for conversation_id in locked.keys() - self._locked.keys():
-            holder = await self._store.lock_holder(conversation_id)
-            record, event = next(pair for pair in good if pair[1].conversation_id == conversation_id)
-            log.warning(
-                "a row is held by another transaction: its partition waits",
-                held_by=str(holder) if holder else "nobody any more",
-                **_identity(record, event.event_id),
-            )
-            if holder:
-                self._health.blocked[self._name] = f"waits for a row that {holder} holds"
-        self._note_locked(locked)
-
-    def _note_locked(self, locked: dict[str, float]) -> None:
-        self._metrics.blocked_conversations.inc(len(locked) - len(self._locked))
-        self._locked = locked
-        if not locked:
-            self._health.blocked.pop(self._name, None)
 
     async def _through_outages(
         self, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()] = ()
@@ -334,15 +311,3 @@ class PartitionWorker:
     async def _sleep(self, seconds: float) -> None:
         if await self._source.revoked_within(seconds):
             raise DrainingError(self._name)
-
-
-def _identity(record: Record, event_id: str | None) -> dict[str, object]:
-    """What a log line says of the event that it is about, beside topic and partition; never anything of its body."""
-    conversation_id = record.key.decode(errors="replace")[:MAX_ID] if record.key is not None else None
-    trace_id = record.trace_context().get("traceparent", "")[3:35] or None
-    return {"offset": record.offset} | _named(conversation_id=conversation_id, event_id=event_id, trace_id=trace_id)
-
-
-def _named(**values: object) -> dict[str, object]:
-    """Those that are known."""
-    return {name: value for name, value in values.items() if value is not None}

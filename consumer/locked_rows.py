@@ -1,0 +1,58 @@
+"""Rows that somebody else holds for long: the log, the metrics and /status name who does."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from consumer.lifecycle.model import Event
+from consumer.observability.health import Health
+from consumer.observability.metrics import Metrics
+from consumer.records import Record
+from consumer.service.batch import Batch
+from consumer.service.ports import LockHolder
+
+log = structlog.get_logger(__name__)
+LOCKED_SECONDS = 5.0
+"""How long somebody may hold a row before the log names them."""
+
+
+class LockedRows:
+    """Those that a partition waits for. `lock_holder` says who holds the row of a conversation."""
+
+    def __init__(
+        self,
+        partition: str,
+        lock_holder: Callable[[str], Awaitable[LockHolder | None]],
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        self._partition = partition
+        self._lock_holder = lock_holder
+        self._metrics = metrics
+        self._health = health
+        self._locked: dict[str, float] = {}
+
+    async def report(self, batch: Batch, good: Sequence[tuple[Record, Event]]) -> None:
+        """Names whoever holds a row for long, once for each conversation and batch. Raises `UnavailableError`."""
+        locked = batch.locked_longer_than(LOCKED_SECONDS)
+        for conversation_id in locked.keys() - self._locked.keys():
+            holder = await self._lock_holder(conversation_id)
+            record, event = next(pair for pair in good if pair[1].conversation_id == conversation_id)
+            log.warning(
+                "a row is held by another transaction: its partition waits",
+                held_by=str(holder) if holder else "nobody any more",
+                **record.identity(event.event_id),
+            )
+            if holder:
+                self._health.blocked[self._partition] = f"waits for a row that {holder} holds"
+        self._note(locked)
+
+    def clear(self) -> None:
+        """The partition waits for none any more."""
+        self._note({})
+
+    def _note(self, locked: dict[str, float]) -> None:
+        self._metrics.blocked_conversations.inc(len(locked) - len(self._locked))
+        self._locked = locked
+        if not locked:
+            self._health.blocked.pop(self._partition, None)
