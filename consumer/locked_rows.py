@@ -30,29 +30,32 @@ class LockedRows:
         self._lock_holder = lock_holder
         self._metrics = metrics
         self._health = health
-        self._locked: dict[str, float] = {}
+        self._holders: dict[str, LockHolder | None] = {}
 
     async def report(self, batch: Batch, good: Sequence[tuple[Record, Event]]) -> None:
         """Names whoever holds a row for long, once for each conversation and batch. Raises `UnavailableError`."""
         locked = batch.locked_longer_than(LOCKED_SECONDS)
-        for conversation_id in locked.keys() - self._locked.keys():
-            holder = await self._lock_holder(conversation_id)
+        holders = {
+            conversation_id: holder for conversation_id, holder in self._holders.items() if conversation_id in locked
+        }
+        for conversation_id in locked.keys() - holders.keys():
+            holders[conversation_id] = holder = await self._lock_holder(conversation_id)
             record, event = next(pair for pair in good if pair[1].conversation_id == conversation_id)
             log.warning(
                 "a row is held by another transaction: its partition waits",
                 held_by=str(holder) if holder else "nobody any more",
                 **record.identity(event.event_id),
             )
-            if holder:
-                self._health.blocked[self._partition] = f"waits for a row that {holder} holds"
-        self._note(locked)
+        self._note(holders)
 
     def clear(self) -> None:
         """The partition waits for none any more."""
         self._note({})
 
-    def _note(self, locked: dict[str, float]) -> None:
-        self._metrics.blocked_conversations.inc(len(locked) - len(self._locked))
-        self._locked = locked
-        if not locked:
+    def _note(self, holders: dict[str, LockHolder | None]) -> None:
+        self._metrics.blocked_conversations.inc(len(holders) - len(self._holders))
+        self._holders = holders
+        if holder := next(filter(None, holders.values()), None):
+            self._health.blocked[self._partition] = f"waits for a row that {holder} holds"
+        else:
             self._health.blocked.pop(self._partition, None)

@@ -80,6 +80,30 @@ async def test_a_row_that_is_lost_to_another_version_is_free() -> None:
     assert (subject.blocked, subject.health.blocked) == (0, {})
 
 
+async def test_of_two_rows_the_one_that_is_still_held_is_named() -> None:
+    subject, other = Subject(), LockHolder(18, "psql", "app", None, "active")
+    second = message(at=NOW, conversation_id="c-2")
+    changes = [
+        (fold(Conversation(event.conversation_id), [event], (), Policy(), NOW), "lock") for event in (EVENT, second)
+    ]
+    good = [*GOOD, (Record("events", 0, 8, 0, b"c-2", b"{}"), second)]
+
+    subject.batch.lose(changes)
+    await asyncio.sleep(LOCKED_SECONDS + 1)
+    subject.batch.lose(changes[:1])
+    await subject.rows.report(subject.batch, good)
+    subject.holder = other
+    subject.batch.lose(changes)
+    await asyncio.sleep(LOCKED_SECONDS + 1)
+    subject.batch.lose(changes)
+    await subject.rows.report(subject.batch, good)
+    subject.batch.lose(changes[:1])
+    await subject.rows.report(subject.batch, good)
+
+    assert subject.health.blocked == {"events[0]": f"waits for a row that {HOLDER} holds"}
+    assert subject.blocked == 1
+
+
 async def test_nobody_is_blamed_where_nobody_holds_the_row_any_more() -> None:
     subject = Subject()
     subject.holder = None
