@@ -7,6 +7,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
+PORTS = range(1, 2**16)
+SERVER = re.compile(r"(?:[^:,.\s]{1,63}\.)*[^:,.\s]{1,63}\.?:([0-9]{1,5})")
+"""A host name, of labels that DNS would take, and a port."""
+
 
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -16,15 +20,17 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _matching(pattern: str, expected: str) -> AfterValidator:
-    """A text of this pattern. The error of another one says what is expected."""
+def _servers(text: str) -> str:
+    found = [SERVER.fullmatch(server) for server in text.split(",")]
+    if not all(server and int(server[1]) in PORTS for server in found):
+        raise ValueError("should be HOST:PORT, several separated by commas")
+    return text
 
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"should be {expected}")
-        return text
 
-    return AfterValidator(check)
+def _function(text: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", text):
+        raise ValueError("should be MODULE:FUNCTION")
+    return text
 
 
 def _postgresql_url(url: SecretStr) -> SecretStr:
@@ -40,13 +46,10 @@ def _postgresql_url(url: SecretStr) -> SecretStr:
     return url
 
 
-_LABEL = r"[^:,.\s]{1,63}"
-_SERVER = rf"{_LABEL}(\.{_LABEL})*\.?:[0-9]+"
-
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-Servers = Annotated[str, _matching(rf"{_SERVER}(,{_SERVER})*", "HOST:PORT, several separated by commas")]
-Function = Annotated[str, _matching(r"[\w.]+:\w+", "MODULE:FUNCTION")]
+Servers = Annotated[str, AfterValidator(_servers)]
+Function = Annotated[str, AfterValidator(_function)]
 PostgresqlUrl = Annotated[SecretStr, AfterValidator(_postgresql_url)]
 in_any_case = BeforeValidator(_lower)
 """Of a choice whose values are in lower case."""

@@ -74,6 +74,7 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
         ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "localhost", "HOST:PORT, several separated by commas"),
         ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "a:9092,kafka..b:9092", "HOST:PORT, several separated by commas"),
         ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", f"{'x' * 64}.b:9092", "HOST:PORT, several separated by commas"),
+        ("CONSUMER_KAFKA__BOOTSTRAP_SERVERS", "a:9092,127.0.0.1:65536", "HOST:PORT, several separated by commas"),
         ("CONSUMER_KAFKA__SASL_TOKEN_PROVIDER", "token", "MODULE:FUNCTION"),
         ("CONSUMER_KAFKA__SSL_CA_FILE", "/does/not/exist", "the path of a file that is there"),
         ("CONSUMER_SECRETS_DIR", "/does/not/exist", "a directory that is there"),
