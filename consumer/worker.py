@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 SLOW_SECONDS = 0.5
 IDLE_SECONDS = 5.0
 """How often an idle partition compares the stored offset with its own: a rewind of the database brings no records."""
+UNACKNOWLEDGED_SECONDS = 15.0
+"""How long dead letters may wait for their acknowledgement before the replica says that it is not ready."""
 RECHECK_SECONDS = 10.0
 """How often a stopped partition reads its stored offset: an operator may have set it."""
 
@@ -281,7 +283,7 @@ class PartitionWorker:
         """Returns when the dead letters are acknowledged: nothing else of their batch comes before."""
         if not letters:
             return
-        await self._through_outages(lambda: self._dead_letters.send(letters))
+        await self._through_outages(lambda: self._send(letters))
         for letter in letters:
             self._metrics.dead_lettered(letter.record.topic, letter.reason)
             self._health.last_dead_letters.appendleft(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {letter.reason}")
@@ -291,6 +293,15 @@ class PartitionWorker:
                 error=letter.error,
                 **letter.record.identity(letter.event_id),
             )
+
+    async def _send(self, letters: Sequence[DeadLetter]) -> None:
+        """Where brokers acknowledge nothing, a producer may try again by itself without limit: an outage as well."""
+        silent = UnavailableError("the dead-letter topic acknowledges nothing")
+        noting = asyncio.get_running_loop().call_later(UNACKNOWLEDGED_SECONDS, self._note_outage, silent, 0.0)
+        try:
+            await self._dead_letters.send(letters)
+        finally:
+            noting.cancel()
 
     async def _through_outages(
         self, action: Callable[[], Awaitable[None]], but: type[Exception] | tuple[()] = ()

@@ -1,13 +1,16 @@
 """One partition's life on fakes: what comes before what, in outages, refusals, stops and drains."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from consumer.errors import RefusedError, TooSlowError, UnavailableError
 from consumer.offsets import Partition, StoredOffset
+from consumer.records import DeadLetter
 from consumer.service.ports import Decided
 from consumer.service.service import ConversationService
+from consumer.worker import UNACKNOWLEDGED_SECONDS
 from tests.builders import HOUR, message
 from tests.fakes import MemoryStore
 from tests.memory_database import UnansweredCommitError
@@ -302,3 +305,31 @@ async def test_a_partition_that_stopped_at_the_end_of_the_log_is_ready_once_its_
         await log.revoked.wait()
 
     assert stopped == [["cannot be read"], []]
+
+
+class Unacknowledged(Letters):
+    """A dead-letter topic that lacks replicas: its producer tries again and again, without an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acknowledged = asyncio.Event()
+
+    async def send(self, letters: Sequence[DeadLetter]) -> None:
+        await self.acknowledged.wait()
+        await super().send(letters)
+
+
+async def test_a_partition_whose_dead_letters_are_not_acknowledged_is_not_ready_until_they_are() -> None:
+    log, letters = FakeLog([b"no JSON", *encoded(message(at=NOW))]), Unacknowledged()
+
+    async with worker(log, MemoryStore(), letters) as (health, running):
+        await asyncio.sleep(UNACKNOWLEDGED_SECONDS - 1)
+        at_first = dict(health.outages)
+        await asyncio.sleep(2)
+        later = dict(health.outages)
+        letters.acknowledged.set()
+        await running
+
+    assert (at_first, later) == ({}, {"events[0]": "the dead-letter topic acknowledges nothing"})
+    assert health.outages == {}
+    assert (len(letters.sent), log.applied_to, log.paused) == (1, [2], 1)
