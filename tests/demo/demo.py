@@ -1,10 +1,11 @@
 """The demo: two replicas, two concurrent writers and a lock holder; a naive writer on the same traffic; a verdict."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import asyncpg
 from pydantic import SecretStr
@@ -174,32 +175,41 @@ async def write(everybody: Participants, relays: Relays, view: View) -> None:
     """Traffic, concurrent writers and races at once; then ticks for all, until both have read the log to its end."""
     options, environment, ledger = everybody.options, everybody.environment, everybody.ledger
     traffic, stop = Traffic(options.seed, ledger), asyncio.Event()
-    reading = asyncio.create_task(read_along(everybody.naive, environment.kafka, PARTITIONS))
-    watching = asyncio.create_task(watch(everybody, view))
-    async with asyncio.TaskGroup() as group:
-        for number, service in enumerate(everybody.writers, start=1):
-            own = Traffic(options.seed + number, ledger)
-            apply = partial(everybody.apply_directly, service)
-            group.create_task(concurrent_writer(f"writer-{number}", apply, own, stop))
-        group.create_task(lock_holder(environment.database, traffic.hot, stop))
-        directly = partial(everybody.apply_directly, everybody.writers[0])
-        racing = group.create_task(
-            run_races(RACES_EACH, SHORT_POLICY.policy, options.seed, everybody.publish, directly)
-        )
-        await publish(options, lambda count: everybody.producer.publish(environment.topic, traffic.records(count)))
-        everybody.races = await racing
-        stop.set()
-        await relays.spare()
-        await everybody.producer.publish(environment.topic, traffic.ticks())
-    await environment.until_applied(ledger.records)
-    await until_all_ready(everybody.replicas)
-    async with asyncio.timeout(WAIT_SECONDS):
-        while everybody.naive.records < ledger.records:  # noqa: ASYNC110 - it reads along in its own time
-            await asyncio.sleep(POLL_SECONDS)
-    for task in (watching, reading):
-        task.cancel()
-    await asyncio.gather(watching, reading, return_exceptions=True)
+    reading, watching = read_along(everybody.naive, environment.kafka, PARTITIONS), watch(everybody, view)
+    async with beside(reading, watching):
+        async with asyncio.TaskGroup() as group:
+            for number, service in enumerate(everybody.writers, start=1):
+                own = Traffic(options.seed + number, ledger)
+                apply = partial(everybody.apply_directly, service)
+                group.create_task(concurrent_writer(f"writer-{number}", apply, own, stop))
+            group.create_task(lock_holder(environment.database, traffic.hot, stop))
+            directly = partial(everybody.apply_directly, everybody.writers[0])
+            racing = group.create_task(
+                run_races(RACES_EACH, SHORT_POLICY.policy, options.seed, everybody.publish, directly)
+            )
+            await publish(options, lambda count: everybody.producer.publish(environment.topic, traffic.records(count)))
+            everybody.races = await racing
+            stop.set()
+            await relays.spare()
+            await everybody.producer.publish(environment.topic, traffic.ticks())
+        await environment.until_applied(ledger.records)
+        await until_all_ready(everybody.replicas)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while everybody.naive.records < ledger.records:  # noqa: ASYNC110 - it reads along in its own time
+                await asyncio.sleep(POLL_SECONDS)
     view.end_moments()
+
+
+@asynccontextmanager
+async def beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Goes on with it until the end of the block, however that ends: nothing of it outlives what it uses."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def publish(options: Options, send: Callable[[int], Awaitable[None]]) -> None:

@@ -94,10 +94,13 @@ class NaiveWriter:
         return {row[0]: NaiveRow(Status(row[1]), *row[2:]) for row in stored}
 
     async def lost_updates(self) -> int:
-        """Writes that were acknowledged, and then overwritten by somebody who had read before them."""
-        return self.acknowledged.total() - int(
-            await self.pool.fetchval("SELECT sum(updates) FROM naive_conversation") or 0
-        )
+        """Writes that were acknowledged, and then overwritten by somebody who had read before them.
+
+        While writes are in flight it may be more: those are in the table before they are acknowledged.
+        """
+        acknowledged = self.acknowledged.total()
+        written = await self.pool.fetchval("SELECT sum(updates) FROM naive_conversation") or 0
+        return max(0, acknowledged - int(written))
 
     @property
     def double_effects(self) -> int:
