@@ -132,7 +132,7 @@ class OutboxRelay:
             before_sleep=self._note_outage,
         )
         self._limit = min(2 * self._limit, self._settings.batch)
-        if self._health.outages.pop("outbox", None):
+        if self._health.outages.pop("outbox", None) and not self._stopping.is_set():
             log.info("outage over")
         return published
 
