@@ -15,6 +15,8 @@ import asyncpg
 import pytest
 
 from tests.e2e.conftest import until
+from tests.stack.broker import least_session_seconds
+from tests.stack.database import new_database
 from tests.stack.postgres_server import PostgresServer
 from tests.stack.process import DevstackError, Server, answers, free_port
 from tests.stack.replica import Replica
@@ -185,6 +187,15 @@ class TestResolver:
         script = "import sys, tests.simulation.__main__, tests.demo.demo; sys.exit('docker' in sys.modules)"
 
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+async def test_given_services_that_do_not_answer_are_named_with_their_variable() -> None:
+    with pytest.raises(DevstackError, match=r"Kafka does not answer at 127.0.0.1:1: check DEVSTACK_KAFKA"):
+        await least_session_seconds("127.0.0.1:1")
+
+    with pytest.raises(DevstackError, match=r"does not answer at 127.0.0.1:1: .*check DEVSTACK_POSTGRES"):
+        async with new_database("postgresql://user:secret@127.0.0.1:1/postgres", "test"):
+            pass
 
 
 def test_a_broker_of_default_settings_bounds_the_session_timeout(stack: Services) -> None:

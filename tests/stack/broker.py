@@ -3,9 +3,11 @@
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaConnectionError
 
 from consumer.kafka.admin import admin
 from consumer.settings import KafkaSettings
+from tests.stack.process import DevstackError
 
 
 async def read_all(kafka: KafkaSettings, topic: str) -> list[ConsumerRecord[bytes, bytes]]:
@@ -61,7 +63,10 @@ async def least_session_seconds(bootstrap_servers: str) -> float:
 
 async def _broker_configs(bootstrap_servers: str, *names: str) -> dict[str, str]:
     client = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await client.start()
+    try:
+        await client.start()
+    except KafkaConnectionError as error:
+        raise DevstackError(f"Kafka does not answer at {bootstrap_servers}: check DEVSTACK_KAFKA") from error
     try:
         broker = (await client.describe_cluster())["brokers"][0]["node_id"]
         resource = ConfigResource(ConfigResourceType.BROKER, str(broker), dict.fromkeys(names, ""))

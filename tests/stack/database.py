@@ -26,7 +26,10 @@ async def new_database(
     `strategy` is that of `CREATE DATABASE`: FILE_COPY for a large one.
     """
     name = f"{prefix}_{secrets.token_hex(8)}"
-    nodes = [server, *await workers_of(server)]
+    try:
+        nodes = [server, *await workers_of(server)]
+    except OSError as error:
+        raise no_answer(server, error) from error
     copy = f" TEMPLATE {urlsplit(template).path[1:]} STRATEGY {strategy}" if template else ""
     for node in nodes:
         async with without_citus(node, urlsplit(template).path[1:] if template and len(nodes) > 1 else None):
@@ -84,10 +87,14 @@ async def execute(url: str, sql: str) -> None:
     try:
         connection = await asyncpg.connect(url)
     except OSError as error:
-        raise DevstackError(
-            f"PostgreSQL does not answer at {urlsplit(url).netloc.rpartition('@')[2]}: {error}"
-        ) from error
+        raise no_answer(url, error) from error
     try:
         await connection.execute(sql)
     finally:
         await connection.close()
+
+
+def no_answer(url: str, error: OSError) -> DevstackError:
+    """Without the user and the password of the URL."""
+    address = urlsplit(url).netloc.rpartition("@")[2]
+    return DevstackError(f"PostgreSQL does not answer at {address}: {error}: check DEVSTACK_POSTGRES")
