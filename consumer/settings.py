@@ -88,6 +88,13 @@ class KafkaSettings(_Group):
     ssl_key_password: SecretStr | None = Field(None, description="For mTLS: the password of an encrypted key.")
 
     @model_validator(mode="after")
+    def _topics_differ(self) -> "KafkaSettings":
+        if len({*self.topics, self.dead_letter_topic, self.transition_topic}) < len(self.topics) + 2:
+            names = f"{PREFIX}KAFKA__TOPICS, {PREFIX}KAFKA__DEAD_LETTER_TOPIC and {PREFIX}KAFKA__TRANSITION_TOPIC"
+            raise ValueError(f"{names} name one topic twice: what is written there would be read as events")
+        return self
+
+    @model_validator(mode="after")
     def _security_is_whole(self) -> "KafkaSettings":
         kafka, protocol = f"{PREFIX}KAFKA__", f"{PREFIX}KAFKA__SECURITY_PROTOCOL={self.security_protocol}"
         is_sasl, is_tls = self.security_protocol.startswith("SASL"), self.security_protocol.endswith("SSL")

@@ -115,6 +115,23 @@ def test_a_stalled_owner_must_be_ended_before_its_successor_starts(monkeypatch: 
         load()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONSUMER_KAFKA__TOPICS", "conversation.events,conversation.dead-letter"),
+        ("CONSUMER_KAFKA__TOPICS", "events,events"),
+        ("CONSUMER_KAFKA__DEAD_LETTER_TOPIC", "conversation.events"),
+        ("CONSUMER_KAFKA__TRANSITION_TOPIC", "conversation.events"),
+        ("CONSUMER_KAFKA__TRANSITION_TOPIC", "conversation.dead-letter"),
+    ],
+)
+def test_no_topic_has_two_uses(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError, match=f"{name}.* name one topic twice"):
+        load()
+
+
 def test_sasl_needs_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSUMER_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
 
