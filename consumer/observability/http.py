@@ -3,6 +3,7 @@
 Where there is an admin port, /metrics and /status are there and nowhere else.
 """
 
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
@@ -87,7 +88,7 @@ async def serve(
 
 @asynccontextmanager
 async def _site(variable: str, host: str, port: int, *routes: web.RouteDef) -> AsyncIterator[int]:
-    """Raises `ConfigurationError` naming the variable of the port, if it cannot be had."""
+    """Raises `ConfigurationError` naming the variable of the port or of its host, if it cannot be had."""
     app = web.Application()
     app.add_routes(routes)
     app.on_response_prepare.append(_add_headers)
@@ -97,7 +98,12 @@ async def _site(variable: str, host: str, port: int, *routes: web.RouteDef) -> A
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise ConfigurationError(f"{variable}={port}: {error.strerror}; 0 takes a free one") from error
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise ConfigurationError(f"{variable}={port}: {error.strerror}; 0 takes a free one") from error
+            variable = variable.replace("PORT", "HOST")
+            raise ConfigurationError(
+                f"{variable}={host}: {error.strerror or error}: should be an address of this machine"
+            ) from error
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()

@@ -59,6 +59,16 @@ async def test_a_port_that_is_taken_is_named(variable: str) -> None:
                 pass
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+@pytest.mark.parametrize("variable", ["host", "admin_host"])
+async def test_a_host_that_is_not_this_machine_is_named(variable: str, host: str) -> None:
+    settings: dict[str, str | int] = {"admin_port": 0, variable: host}
+
+    with pytest.raises(ConfigurationError, match=f"CONSUMER_HTTP__{variable.upper()}={host}: .* of this machine"):
+        async with pages(**settings):
+            pass
+
+
 @pytest.mark.parametrize("path", [*PROBES, *ADMIN, "/nothing"])
 async def test_every_answer_is_neither_kept_nor_guessed_nor_framed(path: str) -> None:
     async with pages() as (ports, client), client.get(f"http://127.0.0.1:{ports.probes}{path}") as answer:
