@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import signal
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, Te
 from rich.text import Text
 
 from consumer import settings as configuration
-from consumer.commands.output import err, out
+from consumer.commands.output import err, out, print_problem
 from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka.admin import admin
 from consumer.kafka.producer import KafkaProducer
@@ -52,7 +53,7 @@ def publish(
     if not sent and not wrong:
         raise ConsumerError(f"nothing was read from {', '.join(file.name for file in files)}: nothing is published")
     for problem in wrong:
-        err.print(Text(problem, style="red"), soft_wrap=True)
+        print_problem(problem)
     out.print(f"{sent} published, {len(wrong)} rejected")
     raise typer.Exit(1 if wrong else 0)
 
@@ -152,7 +153,7 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     splitter = _Splitter()
     number_of_last_bad = 0
     for number, line in enumerate(lines, start=1):
-        for document in splitter.feed(number, line):
+        for document in splitter.feed(number, line.removeprefix(BOM_UTF8) if number == 1 else line):
             if document.text.startswith(b"{"):
                 yield document
             elif document.line != number_of_last_bad:

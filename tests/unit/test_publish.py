@@ -22,8 +22,12 @@ def found(text: str) -> list[tuple[int, bytes]]:
         json.dumps([ONE, OTHER]),
         json.dumps([ONE, OTHER], indent=2),
         f"[\n{json.dumps(ONE)},\n{json.dumps(OTHER)}\n]\n",
+        f"\ufeff{json.dumps(ONE)}\r\n{json.dumps(OTHER)}\r\n",
     ],
-    ids=["lines", "one after the other", "pretty-printed", "array", "pretty-printed array", "array of lines"],
+    ids=[
+        *("lines", "one after the other", "pretty-printed", "array", "pretty-printed array", "array of lines"),
+        "as Windows writes it",
+    ],
 )
 def test_each_object_is_a_document(text: str) -> None:
     assert [json.loads(document) for _, document in found(text)] == [ONE, OTHER]
