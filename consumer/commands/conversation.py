@@ -80,13 +80,13 @@ def _as_data(conversation: Conversation) -> dict[str, object]:
 def _print_sessions(title: str, conversation: Conversation) -> None:
     print_table(
         title,
-        ("session", "status", "opened", "closed", "by", "reason", "last activity", "deadline", "user", "agent"),
+        ("session", "status", "opened", "closed", "by", "reason", "last activity", "deadline", "messages"),
         [
             (
                 *(session.number, session.status, moment(session.opened_at)),
                 *(moment(session.closed_at), session.closed_by, session.close_reason),
                 *(moment(session.last_activity_at), moment(session.deadline)),
-                *(f"{session.user_messages} messages", f"{session.agent_messages} messages"),
+                f"{session.user_messages} by user, {session.agent_messages} by agent",
             )
             for session in conversation.sessions
         ],

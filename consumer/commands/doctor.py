@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import typer
-from rich.text import Text
 
 from consumer import settings as configuration
-from consumer.commands.output import out
+from consumer.commands.output import marked, out
 from consumer.errors import ConsumerError
 from consumer.kafka.admin import admin, check_topics, log_bounds, misplaced_share, transition_limit
 from consumer.kafka.placement import REMEDY
@@ -67,9 +66,9 @@ class Finding:
 
 def _print(finding: Finding) -> None:
     mark, style = ("✗", "red") if finding.remedy else ("!", "yellow") if finding.advice else ("✓", "green")
-    out.print(Text.assemble((f"{mark} ", style), f"{finding.check}: {finding.seen}"), soft_wrap=True)
+    out.print(marked(f"{mark} ", style, f"{finding.check}: {finding.seen}", out.width), soft_wrap=True)
     if hint := finding.remedy or finding.advice:
-        out.print(Text(f"  → {hint}"), soft_wrap=True)
+        out.print(marked("  → ", "", hint, out.width), soft_wrap=True)
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:

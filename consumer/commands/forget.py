@@ -104,10 +104,10 @@ def _print_copies(settings: KafkaSettings, copies: list[Copy]) -> None:
     tool = f"--bootstrap-server {settings.bootstrap_servers}"
     for topic in (copy.topic for copy in copies if copy.retention is None):
         print_line(
-            f"To limit that: kafka-configs.sh {tool} --alter --entity-type topics --entity-name {topic} --add-config "
-            "retention.ms=1209600000"
+            f"To limit that: `kafka-configs.sh {tool} --alter --entity-type topics --entity-name {topic} --add-config "
+            "retention.ms=1209600000`"
         )
     print_line(
-        f"To remove the records of a partition now: kafka-delete-records.sh {tool} --offset-json-file FILE (see "
-        "docs/history.md)"
+        f"To remove the records of a partition now: `kafka-delete-records.sh {tool} --offset-json-file FILE` "
+        "(see docs/history.md)"
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from consumer import settings as configuration
-from consumer.commands.output import Yes, out
+from consumer.commands.output import Yes, out, print_line
 from consumer.commands.query import ask
 from consumer.postgres import migrations
 from consumer.postgres.distribution import COLUMN, DistributionPlan, administering, distribute, make_plan
@@ -61,10 +61,10 @@ async def _distribute(url: str, shards: int | None, *, yes: bool) -> None:
 
 
 def _print_plan(plan: DistributionPlan) -> None:
-    out.print(f"workers: {', '.join(plan.workers)}", soft_wrap=True)
+    print_line(f"workers: {', '.join(plan.workers)}")
     for table, size in plan.tables:
-        out.print(f"{table}: by {COLUMN}, {plan.shards} shards, {size / 2**20:,.1f} MiB to copy", soft_wrap=True)
-    out.print("kafka_offset stays on the coordinator. Writers wait until all is copied.", soft_wrap=True)
+        print_line(f"{table}: by {COLUMN}, {plan.shards} shards, {size / 2**20:,.1f} MiB to copy")
+    print_line("kafka_offset stays on the coordinator. Writers wait until all is copied.")
 
 
 @app.command()

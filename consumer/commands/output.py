@@ -1,6 +1,7 @@
 """What commands print: tables, times, JSON, errors."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -14,15 +15,22 @@ from rich.text import Text
 PIPE_WIDTH = 100_000
 """Nothing is wrapped where nobody looks at columns."""
 GAP = 3
+WORDS = re.compile(r"\s*(?:`[^`]*`\S*|\S+)")
+"""What a line is broken between. What is in backticks is a command to copy, and stays whole."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, times in RFC 3339.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would be done.")]
 
-out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+out = Console(width=None if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
 def print_error(error: Exception) -> None:
-    err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    err.print(marked("error: ", "bold red", str(error), _error_width()), soft_wrap=True)
+
+
+def print_problem(text: str) -> None:
+    """What is wrong with one of several, to standard error; the command goes on."""
+    err.print(Text(wrapped(printable(text), _error_width(), "  "), style="red"), soft_wrap=True)
 
 
 def print_json(data: object) -> None:
@@ -30,9 +38,21 @@ def print_json(data: object) -> None:
     typer.echo(json.dumps(data, default=_as_json))
 
 
-def print_line(text: str, style: str | None = None) -> None:
-    """Wrapped between words on a terminal."""
-    out.print(Text(printable(text), style=style or ""))
+def print_line(text: str, style: str | None = None, indent: str = "") -> None:
+    """Wrapped between words on a terminal; `indent` begins the lines after the first."""
+    out.print(Text(wrapped(printable(text), out.width, indent), style=style or ""), soft_wrap=True)
+
+
+def marked(mark: str, style: str, text: str, width: int) -> Text:
+    """A text behind a mark of that style, wrapped below its own beginning."""
+    lines = Text(wrapped(mark + text, width, " " * cell_len(mark)))
+    lines.stylize(style, end=len(mark))
+    return lines
+
+
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """A text with lines of that width at most. A word that is wider is not cut: it has a line of its own."""
+    return "\n".join(_wrapped(line, width, indent) for line in text.split("\n"))
 
 
 def print_table(title: str | None, headings: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -52,7 +72,7 @@ def print_table(title: str | None, headings: Sequence[str], rows: Iterable[Itera
         out.print(Text(_line(row[:fitting], widths)), soft_wrap=True)
         rest = [f"{name} {cell}" for name, cell in zip(headings[fitting:], row[fitting:], strict=True) if cell]
         if rest:
-            out.print(Text("    " + ", ".join(rest)), soft_wrap=True)
+            print_line("    " + ", ".join(rest), indent="    ")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -65,6 +85,20 @@ def printable(text: str, keep: str = "") -> str:
 def moment(at: datetime | None) -> str:
     """A time for people, UTC, to the millisecond."""
     return at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if at else ""
+
+
+def _error_width() -> int:
+    return err.width if sys.stderr and sys.stderr.isatty() else PIPE_WIDTH
+
+
+def _wrapped(line: str, width: int, indent: str) -> str:
+    lines = [""]
+    for word in WORDS.findall(line):
+        if lines[-1].strip() and cell_len(lines[-1] + word) > width:
+            lines.append(indent + word.lstrip())
+        else:
+            lines[-1] += word
+    return "\n".join(lines)
 
 
 def _fitting(widths: Sequence[int], available: int) -> int:

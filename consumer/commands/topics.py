@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from consumer import settings as configuration
-from consumer.commands.output import err, out
+from consumer.commands.output import out, print_problem
 from consumer.kafka.admin import KafkaAdmin, admin
 from consumer.settings import KafkaSettings
 
@@ -52,12 +52,9 @@ async def _ensure(
     if replication and there.replicas != replication:
         differences.append(f"{there.replicas} replicas, not {replication}")
     if differences:
-        err.print(
+        print_problem(
             f"{topic} has {' and '.join(differences)}: this command leaves topics as they are. Kafka's own tools add "
             "partitions and replicas. More partitions send conversations elsewhere: let the consumers drain the topic "
-            "first. Fewer are not possible.",
-            style="red",
-            markup=False,
-            soft_wrap=True,
+            "first. Fewer are not possible."
         )
     return not differences

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from consumer.commands.output import out, print_json, print_table
+from consumer.commands.output import out, print_json, print_line, print_table
 from consumer.commands.period import Period
 from consumer.commands.plot import plot_bars
 from consumer.durations import format_duration
@@ -53,17 +53,16 @@ def _print_tables(result: Result, *, ids: bool) -> None:
         f"in {result.seconds:.1f} s, {result.decided / result.seconds:,.0f}/s"
     )
     for note in _notes(result):
-        out.print(note, soft_wrap=True)
+        print_line(note)
     headings = ("in force", "changed", "difference")
     print_table(
         None, ("sessions at the end", *headings), _compared(tally.sessions_before, tally.sessions_after, Status)
     )
     print_table(None, ("events by outcome", *headings), _compared(tally.outcomes_before, tally.outcomes_after, Outcome))
     share = f" ({tally.otherwise / tally.conversations:.1%})" if tally.conversations else ""
-    out.print(
+    print_line(
         f"{tally.otherwise:,} of {tally.conversations:,} conversations{share} would have ended otherwise, "
-        f"{tally.at_another_time:,} more the same way at another time",
-        soft_wrap=True,
+        f"{tally.at_another_time:,} more the same way at another time"
     )
     if ids and tally.examples:
         print_table(None, ("conversation", "session", "in force", "changed"), _session_rows(tally.examples))
