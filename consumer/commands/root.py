@@ -1,5 +1,7 @@
 """The command line: its commands, loaded one at a time when they are used, and its exit codes."""
 
+import errno
+import io
 import os
 import sys
 from importlib import import_module
@@ -15,7 +17,7 @@ COMMANDS = {
     "run": "Consume: apply events until SIGTERM or SIGINT.",
     "ticker": "Emit a tick for every conversation whose deadline has passed.",
     "outbox": "Publish committed transitions.",
-    "migrate": "The database's schema: up (default), status, sql.",
+    "migrate": "The database's schema: up (default), status, sql, citus.",
     "topics": "Create the topics that are missing.",
     "publish": "Publish events from files.",
     "conversation": "One conversation: show, history, why, rebuild, forget.",
@@ -73,13 +75,34 @@ def root(
     """Keeps customer conversations right while many writers touch them at once."""
 
 
+def prepare_streams() -> None:
+    """A standard stream that is closed, or of an encoding that lacks a character, is no error."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - open for as long as the process lasts
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def write_no_more() -> None:
+    """What is still buffered for standard output at exit goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 a usage error (options, settings, topics, schema)."""
+    prepare_streams()
     try:
         app()
     except BrokenPipeError:
-        # Whoever read the output has seen enough, such as `head`. Nothing may be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough, such as `head`.
+        write_no_more()
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        write_no_more()
+        print_error(ConsumerError(f"nothing more can be written: {error.strerror}"))
         sys.exit(1)
     except ConfigurationError as error:
         print_error(error)

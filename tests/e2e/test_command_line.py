@@ -104,6 +104,36 @@ def test_a_pipe_that_is_closed_early_ends_a_command_quietly(arguments: str) -> N
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("config >&-", 0), ("config 2>&-", 0), ("jump 2>&-", 2), ("publish - <&-", 1), ("config >/dev/full", 1)],
+)
+def test_a_standard_stream_that_takes_or_gives_nothing_is_no_bug(arguments: str, code: int) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m consumer {arguments}"],
+        env={**SETTINGS_FREE, "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert ("nothing more can be written" in done.stderr) == ("full" in arguments)
+
+
+def test_a_character_that_the_output_lacks_is_an_escape() -> None:
+    nowhere = {
+        "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none",
+    }
+
+    done = consumer("doctor", PYTHONIOENCODING="ascii", **nowhere)
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "\\u2717 Kafka answers: no" in done.stdout
+
+
 class TestConfig:
     def test_it_shows_the_values_in_force_and_where_each_comes_from(self, tmp_path: Path) -> None:
         (tmp_path / "CONSUMER_KAFKA__SASL_PASSWORD").write_text("hunter2")
