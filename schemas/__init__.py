@@ -9,7 +9,17 @@ Upstream Python services import the models; everyone else reads the JSON Schema 
     key, value = event.to_record()
 """
 
-from schemas.cloudevents import EARLIEST, MAX_AHEAD, Headers, Invalid, Reason, decode, is_binary, validated
+from schemas.cloudevents import (
+    EARLIEST,
+    INCOMING_TYPES,
+    MAX_AHEAD,
+    Headers,
+    Invalid,
+    Reason,
+    decode,
+    is_binary,
+    validated,
+)
 from schemas.events import (
     EVENT_MODELS,
     RESERVED_SOURCE,
@@ -27,6 +37,7 @@ from schemas.events import (
 __all__ = [
     "EARLIEST",
     "EVENT_MODELS",
+    "INCOMING_TYPES",
     "MAX_AHEAD",
     "RESERVED_SOURCE",
     "Headers",

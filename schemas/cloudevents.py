@@ -52,7 +52,8 @@ _INCOMING: TypeAdapter[IncomingEvent] = TypeAdapter(Annotated[IncomingEvent, Fie
 _validate_json: Callable[[bytes], IncomingEvent] = _INCOMING.validator.validate_json
 """Without the adapter's wrapping, which takes a tenth of the time."""
 
-_TYPES = frozenset(model.model_fields["type"].default for model in (InboundMessage, ManualClose, Tick))
+INCOMING_TYPES = frozenset(model.model_fields["type"].default for model in (InboundMessage, ManualClose, Tick))
+"""What may be published to the input topics."""
 CE_PREFIX = "ce_"
 _CONTENT_TYPE = "content-type"
 _STRUCTURED = b"application/cloudevents"
@@ -129,7 +130,7 @@ def _binary(key: bytes | None, value: bytes | None, headers: Headers, max_bytes:
     _check_size(sum(map(len, (key or b"", value or b"", *texts.values()))), max_bytes)
     content_type = texts.pop(_CONTENT_TYPE, "")
     event: dict[str, Any] = {name.removeprefix(CE_PREFIX): text for name, text in texts.items()}
-    if event.get("type", Tick.model_fields["type"].default) not in _TYPES:
+    if event.get("type", Tick.model_fields["type"].default) not in INCOMING_TYPES:
         raise Invalid(Reason.UNKNOWN_TYPE, f"ce_type: {_WORDS['union_tag_invalid']}")
     if value:
         if not _is_json(content_type):
@@ -230,7 +231,7 @@ def _invalid(error: ValidationError, prefix: str = "") -> Invalid:
     """The first of the errors, the unknown type before all others."""
     first = error.errors(include_url=False, include_input=False)[0]
     kind = first["type"]
-    where = ".".join(str(part) for part in first["loc"] if part not in _TYPES)
+    where = ".".join(str(part) for part in first["loc"] if part not in INCOMING_TYPES)
     if kind.startswith("union_tag"):
         where = "type"
     if where and not where.startswith("data"):

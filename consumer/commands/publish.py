@@ -21,7 +21,7 @@ from consumer.errors import ConfigurationError, ConsumerError
 from consumer.kafka.admin import admin
 from consumer.kafka.producer import KafkaProducer
 from consumer.settings import Settings
-from schemas import Invalid, decode
+from schemas import INCOMING_TYPES, Invalid, Reason, decode
 
 CHUNK = 1000
 TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[{}\[\]]|[^\s,{}\[\]"]+')
@@ -90,7 +90,8 @@ def _records(lines: Iterable[bytes], file: str, max_bytes: int, wrong: list[str]
             key = str(json.loads(document.text)["subject"]).encode()
             decode(key, document.text, now=datetime.now(UTC), max_bytes=max_bytes)
         except Invalid as invalid:
-            wrong.append(f"{place}: {invalid}")
+            known = f": {', '.join(sorted(INCOMING_TYPES))}" if invalid.reason is Reason.UNKNOWN_TYPE else ""
+            wrong.append(f"{place}: {invalid}{known}")
         except KeyError:
             wrong.append(f"{place}: schema_violation: subject: required")
         except (ValueError, TypeError, RecursionError):
