@@ -33,6 +33,11 @@ def ask(host: str, port: int, path: str) -> tuple[int, str]:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode(errors="replace")
+    except ConnectionRefusedError as error:
+        raise UnavailableError(
+            f"no answer from http://{host}:{port}{path}: nobody listens there: check CONSUMER_HTTP__PORT, and whether "
+            "the process runs"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise UnavailableError(f"no answer from http://{host}:{port}{path}: {error or type(error).__name__}") from error
     finally:

@@ -60,7 +60,8 @@ def set_offset(
 async def _move(settings: Settings, place: Partition, wanted: str, *, yes: bool) -> None:
     name = f"{place.topic}[{place.number}]"
     async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:
-        partitions = (await client.topics()).get(place.topic, 0)
+        if (partitions := (await client.topics()).get(place.topic, 0)) == 0:
+            raise ConfigurationError(f"topic {place.topic} does not exist: run `conversation-consumer topics`")
         if place.number not in range(partitions):
             raise ConfigurationError(f"there is no {name}: {place.topic} has {partitions} partitions, from 0 on")
         first, end = (await log_bounds(settings.kafka, [place]))[place]

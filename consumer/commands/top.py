@@ -63,16 +63,22 @@ async def watch(urls: Sequence[str], interval_seconds: float, rounds: int | None
 
 async def scrape(url: str) -> ReplicaStatus:
     """The status of a replica. Raises `UnavailableError` where nobody answers with metrics."""
-    address = url if "/" in url.removeprefix("http://").removeprefix("https://") else f"{url}/metrics"
-    address = address if address.startswith(("http://", "https://")) else f"http://{address}"
+    address = url.rstrip("/") if url.startswith(("http://", "https://")) else f"http://{url.rstrip('/')}"
+    address = address if "/" in address.partition("://")[2] else f"{address}/metrics"
     try:
         async with (
             aiohttp.ClientSession(timeout=TIMEOUT, raise_for_status=True) as session,
             session.get(address) as answer,
         ):
-            return read_status(parsed(await answer.text()))
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            text = await answer.text()
+    except aiohttp.InvalidURL as error:
+        raise UnavailableError(f"no answer from {url}: should be HOST:PORT or a URL") from error
+    except (aiohttp.ClientError, TimeoutError) as error:
         raise UnavailableError(f"no answer from {address}: {error or type(error).__name__}") from error
+    try:
+        return read_status(parsed(text))
+    except ValueError as error:
+        raise UnavailableError(f"no metrics at {address}: should be the URL of /metrics") from error
 
 
 async def draw(urls: Sequence[str], before: Before, read: Callable[[str], Awaitable[ReplicaStatus]]) -> Group:

@@ -130,16 +130,17 @@ async def test_topics_are_made_once(group: Group) -> None:
 async def test_publish_sends_the_good_lines_and_names_the_bad_ones(group: Group, tmp_path: Path) -> None:
     good = [json.dumps(as_record(message(at=NOW, conversation_id=f"c-{number}"))) for number in range(3)]
     file = tmp_path / "events.jsonl"
-    file.write_text(
-        "\n".join([good[0], "nonsense", "", good[1], json.dumps({**as_record(close()), "data": {}}), good[2]])
-    )
+    changes: list[dict[str, object]] = [{"data": {}}, {"type": "close"}]
+    bad = [json.dumps({**as_record(close()), **change}) for change in changes]
+    file.write_text("\n".join([good[0], "nonsense", "", good[1], *bad, good[2]]))
 
     code, out, err = await command(group, "publish", str(file))
 
     assert code == 1
-    assert "3 published, 2 rejected" in out
+    assert "3 published, 3 rejected" in out
     assert "line 2: not a JSON object" in err
     assert "line 5: schema_violation: data.status: is required" in err
+    assert "line 6: unknown_type: type: is not a type that this build knows: conversation.inbound-message.v1," in err
     records = await read_all(group.kafka, group.topic)
     assert sorted((record.key, record.value) for record in records) == [
         (f"c-{number}".encode(), line.encode()) for number, line in enumerate(good)
@@ -430,6 +431,12 @@ async def test_an_offset_of_a_partition_that_does_not_exist_is_an_error(group: G
     assert (code, f"there is no {group.topic}[99]" in err) == (2, True)
 
 
+async def test_an_offset_of_a_topic_that_does_not_exist_names_the_command(group: Group) -> None:
+    code, _, err = await command(group, "offsets", "set", "none", "0", "end", CONSUMER_KAFKA__TOPICS="none")
+
+    assert (code, "topic none does not exist: run `conversation-consumer topics`" in err) == (2, True)
+
+
 async def test_the_settings_are_listed_whole(group: Group) -> None:
     _, out, _ = await command(group, "config")
 
@@ -449,6 +456,26 @@ class TestTop:
         assert code == 0
         assert "0.00%" in out
         assert "no answer from http://127.0.0.1:1/metrics: Cannot connect" in out
+
+    async def test_the_address_of_a_replica_may_end_like_a_page(self, group: Group) -> None:
+        replica = await group.replica()
+        host = f"127.0.0.1:{replica.port}"
+
+        code, out, _ = await command(
+            group, "top", f"{host}/", f"http://{host}/", f"http://{host}/metrics", "--rounds", "1"
+        )
+
+        assert (code, "no answer" in out) == (0, False)
+
+    async def test_what_has_no_metrics_is_named(self, group: Group) -> None:
+        replica = await group.replica()
+        page = f"http://127.0.0.1:{replica.port}/status"
+
+        code, out, _ = await command(group, "top", page, "127.0.0.1:99999", "--rounds", "1")
+
+        assert code == 1
+        assert f"no metrics at {page}: should be the URL of /metrics" in out
+        assert "no answer from 127.0.0.1:99999: should be HOST:PORT or a URL" in out
 
 
 class TestDoctor:

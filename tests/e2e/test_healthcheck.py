@@ -50,7 +50,8 @@ async def test_a_replica_that_is_frozen_is_unhealthy_in_time(group: Group) -> No
 
 
 @pytest.mark.parametrize(
-    ("port", "code", "said"), [("1", 1, "no answer from http://127.0.0.1:1/readyz"), ("0", 2, "give it one")]
+    ("port", "code", "said"),
+    [("1", 1, "no answer from http://127.0.0.1:1/readyz: nobody listens there"), ("0", 2, "give it one")],
 )
 async def test_where_nobody_can_be_asked_it_says_so(group: Group, port: str, code: int, said: str) -> None:
     found, out, err = await command(group, "healthcheck", CONSUMER_HTTP__PORT=port)
