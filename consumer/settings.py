@@ -7,7 +7,6 @@ Variables are `CONSUMER_*`, `__` nests: `CONSUMER_KAFKA__BOOTSTRAP_SERVERS`. A f
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -31,7 +30,7 @@ from pydantic_settings import (
 from consumer.durations import Duration, DurationOrNone
 from consumer.errors import ConfigurationError
 from consumer.lifecycle.model import Policy
-from consumer.setting_errors import OWN, suggestion, wrong
+from consumer.setting_errors import OWN, names_of_files, suggestion, wrong
 from consumer.setting_types import Function, Names, PostgresqlUrl, Seconds, Servers, in_any_case
 
 PREFIX = "CONSUMER_"
@@ -289,7 +288,7 @@ def load() -> Settings:
         details = error.errors(include_url=False)
         problems += [_problem(detail) for detail in details if detail["type"] != "extra_forbidden"]
     except SettingsError as error:
-        # A group given as a whole, or no directory of secrets: both are named by now.
+        # A group given as a whole: it is named by now.
         problems = problems or [str(error)]
     if problems:
         raise ConfigurationError("\n       ".join(problems))
@@ -298,10 +297,7 @@ def load() -> Settings:
 
 def _unknown_names() -> list[str]:
     allowed = {variable for variable, *_ in variables()} | {SECRETS_DIR}
-    directory = os.environ.get(SECRETS_DIR, "")
-    if directory and not Path(directory).is_dir():
-        return [f"{SECRETS_DIR}={directory}: should be a directory that is there"]
-    files = [path.name for path in Path(directory).iterdir()] if directory else []
+    files = names_of_files(os.environ.get(SECRETS_DIR, ""), SECRETS_DIR)
     unknown = sorted(
         name for name in (*os.environ, *files) if name.upper().startswith(PREFIX) and name.upper() not in allowed
     )

@@ -99,6 +99,23 @@ def test_what_to_write_is_known_of_every_setting(variable: str) -> None:
     assert variable.endswith(ENDINGS_OF_SECRETS) or expected(field)
 
 
+def test_a_secret_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = tmp_path / "CONSUMER_KAFKA__SASL_PASSWORD"
+    secret.symlink_to("/proc/self/mem")  # unreadable at its start, for root as well
+    monkeypatch.setenv("CONSUMER_SECRETS_DIR", str(tmp_path))
+
+    with pytest.raises(ConfigurationError, match=f"CONSUMER_SECRETS_DIR: {secret} cannot be read by this user"):
+        load()
+
+
+def test_a_secret_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "CONSUMER_KAFKA__SASL_PASSWORD").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("CONSUMER_SECRETS_DIR", str(tmp_path))
+
+    with pytest.raises(ConfigurationError, match=r"CONSUMER_KAFKA__SASL_PASSWORD should be text in UTF-8"):
+        load()
+
+
 def test_a_group_of_settings_is_none_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSUMER_KAFKA", "localhost:9092")
 
