@@ -169,7 +169,9 @@ class PartitionWorker:
     async def _check_for_rewind(self) -> None:
         stored = await self._store.stored_offset(self._source.partition)
         if stored is None or (stored.next_offset, stored.mark) != (self._next_offset, self._mark):
-            log.warning("the stored offset has changed: somebody set it, or the database lost commits")
+            log.warning(
+                "the offset or its token has changed: it was set, a conversation forgotten, or commits were lost"
+            )
             await self._seek_to_stored_offset()
 
     async def _seek_to_stored_offset(self) -> None:
@@ -218,7 +220,7 @@ class PartitionWorker:
             with self._metrics.inflight(len(good)):
                 self._mark = await self._apply(good, progress)
         except StaleOwnerError as error:
-            log.warning("another owner or a rewind moved the offset", error=str(error))
+            log.warning("another owner, a rewind or a forgotten conversation moved the offset", error=str(error))
             await self._start()
         except TooSlowError as error:
             await self._reduce_batches(records, error)
