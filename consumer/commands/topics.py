@@ -18,7 +18,8 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def topics(
     partitions: Annotated[
-        int | None, typer.Option(min=1, help=f"Partitions of the input topics.  [default: {PARTITIONS}]")
+        int | None,
+        typer.Option(min=1, help=f"Partitions of the input topics and of the transitions.  [default: {PARTITIONS}]"),
     ] = None,
     replication: Annotated[int | None, typer.Option(min=1, help="Replicas of each topic.  [default: 1]")] = None,
 ) -> None:
