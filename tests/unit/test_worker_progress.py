@@ -1,6 +1,9 @@
 """One partition's life on fakes: where a worker starts, how it goes on, what it waits for."""
 
+from random import Random
+
 import pytest
+from structlog.testing import capture_logs
 
 from consumer.errors import RefusedError, TooSlowError, UnavailableError
 from consumer.offsets import Partition, StoredOffset
@@ -110,6 +113,35 @@ async def test_an_outage_pauses_the_partition_and_makes_the_replica_not_ready_un
     assert log.paused == 3
     assert all(0 <= seconds <= SETTINGS.outage_backoff_max_seconds for seconds in log.waits)
     assert after == [{}]
+
+
+class Highest(Random):
+    """Draws the upper bound."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+async def test_the_longer_an_outage_lasts_the_less_often_it_is_tried_up_to_a_limit() -> None:
+    log, store = FakeLog(encoded(message(at=NOW))), Troubled(fails(6, UnavailableError("the database is down")))
+    settings = SETTINGS.model_copy(update={"outage_backoff_max_seconds": 1.0})
+
+    async with worker(log, store, Letters(), settings, Highest()):
+        await log.revoked.wait()
+
+    assert log.waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+
+
+async def test_the_log_names_an_outage_once_and_says_when_it_is_over() -> None:
+    log, store = FakeLog(encoded(message(at=NOW))), Troubled(fails(3, UnavailableError("the database is down")))
+
+    with capture_logs() as lines:
+        async with worker(log, store, Letters()):
+            await log.revoked.wait()
+
+    told = [line for line in lines if "outage" in line["event"]]
+    assert [line["event"] for line in told] == ["outage: partition paused", "outage over"]
+    assert told[0]["error"] == "the database is down"
 
 
 async def test_a_refused_event_is_a_dead_letter_that_names_it() -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 from consumer.decoding import as_record
@@ -122,12 +123,12 @@ def encoded(*events: Event) -> list[bytes]:
 
 @asynccontextmanager
 async def worker(
-    log: FakeLog, store: MemoryStore, letters: Letters, settings: WorkerSettings = SETTINGS
+    log: FakeLog, store: MemoryStore, letters: Letters, settings: WorkerSettings = SETTINGS, rng: Random | None = None
 ) -> AsyncIterator[tuple[Health, Awaitable[None]]]:
     health, metrics = Health(), Metrics(["events"])
     service = ConversationService(store, metrics=metrics)
     running = asyncio.create_task(
-        PartitionWorker(log, service, store, letters, settings=settings, metrics=metrics, health=health).run()
+        PartitionWorker(log, service, store, letters, settings=settings, metrics=metrics, health=health, rng=rng).run()
     )
     async with asyncio.timeout(60):
         yield health, running
