@@ -87,6 +87,7 @@ async def test_a_lock_on_a_table_is_an_outage_to_workers_and_tickers(store: Post
             store.create_offset(place, StoredOffset("cluster", 0)),
             store.take_due_timers(10),
             store.overdue(),
+            ConversationService(store).apply([message(at=NOW)]),
         ):
             with pytest.raises(UnavailableError, match="another transaction holds the table"):
                 await asked

@@ -561,3 +561,22 @@ class FailingOnce(MemoryStore):
             error, self.error = self.error, None
             raise error
         return await super().save(decided, *rest)
+
+
+class WithLockedTables(MemoryStore):
+    """Somebody changes a table: nothing can be read before the time limit of a lock."""
+
+    async def load(
+        self, events: EventsById, transaction: Transaction, cached: Conversations = NO_CONVERSATIONS
+    ) -> Snapshot:
+        raise ContentionError("lock")
+
+
+async def test_a_lock_on_the_tables_is_an_outage_and_no_lost_race() -> None:
+    store, sleep, metrics = WithLockedTables(), Recorder(), Metrics()
+
+    with pytest.raises(UnavailableError, match="another transaction holds"):
+        await service(store, sleep, metrics).apply([message(at=NOW)])
+
+    assert sleep.delays == []
+    assert counted(metrics, "conversation_retries_total") == 0
