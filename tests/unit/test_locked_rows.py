@@ -7,7 +7,7 @@ import pytest
 
 from consumer.lifecycle.model import Conversation, Policy
 from consumer.lifecycle.rules import fold
-from consumer.locked_rows import LOCKED_SECONDS, LockedRows
+from consumer.locked_rows import LOCKED_SECONDS, MOST_NAMED, LockedRows
 from consumer.observability.health import Health
 from consumer.observability.metrics import Metrics
 from consumer.records import Record
@@ -113,3 +113,18 @@ async def test_nobody_is_blamed_where_nobody_holds_the_row_any_more() -> None:
     await subject.lose("lock")
 
     assert (subject.blocked, subject.health.blocked) == (1, {})
+
+
+async def test_of_many_rows_that_are_held_at_once_a_few_are_asked_about_and_all_count() -> None:
+    subject, events = Subject(), [message(at=NOW, conversation_id=f"c-{number}") for number in range(1000)]
+    batch = Batch(events)
+    changes = [(fold(Conversation(event.conversation_id), [event], (), Policy(), NOW), "lock") for event in events]
+    good = [(Record("events", 0, 0, 0, event.conversation_id.encode(), b"{}"), event) for event in events]
+
+    for _ in range(2):
+        batch.lose(changes)
+        await asyncio.sleep(LOCKED_SECONDS + 1)
+        await subject.rows.report(batch, good)
+
+    assert (subject.asked, subject.blocked) == (MOST_NAMED, 1000)
+    assert subject.health.blocked == {"events[0]": f"waits for a row that {HOLDER} holds"}
