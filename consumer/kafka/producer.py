@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from consumer.errors import PartitionStoppedError, UnavailableError
 from consumer.kafka.client import started, stop
@@ -84,13 +84,13 @@ class KafkaProducer:
     def _replace(self, client: AIOKafkaProducer) -> None:
         """By another one with the next send. What others have sent with this one is acknowledged, or fails too."""
         self._client = None
-        stopping = asyncio.create_task(stop(client))
-        self._replaced.add(stopping)
-        stopping.add_done_callback(self._replaced.discard)
+        ending = asyncio.create_task(_ended(client))
+        self._replaced.add(ending)
+        ending.add_done_callback(self._replaced.discard)
 
     async def _stop(self) -> None:
-        for stopping in self._replaced:
-            stopping.cancel()
+        for ending in self._replaced:
+            ending.cancel()
         await asyncio.gather(*self._replaced, return_exceptions=True)
         if self._client is not None:
             await stop(self._client)
@@ -126,6 +126,12 @@ class KafkaProducer:
         facts = zip(FACTS, (*place, self._settings.group_id, dead_letter.reason, dead_letter.error), strict=True)
         headers = [*record.headers, *((HEADER + name, str(fact).encode()) for name, fact in facts)]
         return await _send(client, self._settings.dead_letter_topic, record.key, record.value, headers)
+
+
+async def _ended(client: AIOKafkaProducer) -> None:
+    """Takes as long as the acknowledgements: a client whose end is cut short keeps its connections."""
+    with suppress(KafkaError):
+        await client.stop()
 
 
 async def _send(

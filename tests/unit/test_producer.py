@@ -121,6 +121,26 @@ async def test_what_others_sent_with_a_client_that_is_replaced_is_acknowledged()
     assert [record.value for record in Subject(cluster, producer).letters()] == [b"2"]
 
 
+async def test_a_client_that_is_replaced_ends_whole_however_long_that_takes() -> None:
+    cluster, made = new_cluster(seconds=2 * STOP_SECONDS), list[MemoryProducer]()
+
+    def noted(**arguments: object) -> MemoryProducer:
+        made.append(MemoryProducer(cluster, **arguments))
+        return made[-1]
+
+    async with KafkaProducer.open(SETTINGS, client=noted) as producer:
+        cluster.raise_next("send", KafkaTimeoutError())
+        sending = [asyncio.create_task(producer.send([letter(value)])) for value in (b"1", b"2")]
+
+        await asyncio.wait(sending, timeout=10 * STOP_SECONDS)
+        await asyncio.sleep(0)
+
+        assert [task.done() for task in sending] == [True, True]
+        assert isinstance(sending[0].exception(), UnavailableError)
+        assert sending[1].exception() is None
+        assert not producer._replaced
+
+
 async def test_no_dead_letters_need_no_broker(subject: Subject) -> None:
     subject.cluster.fail()
 
