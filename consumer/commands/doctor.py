@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import typer
@@ -207,7 +207,9 @@ async def _offsets(settings: Settings, store: PostgresStore) -> Finding:
         bounds = await log_bounds(settings.kafka, there)
     except ConsumerError as error:
         return Finding("offsets", "cannot be compared with the log", str(error))
-    return _compared(stored, bounds, cluster_id)
+    found = _compared({partition: stored[partition] for partition in there}, bounds, cluster_id)
+    gone = len(stored) - len(there)  # what nobody can be assigned harms nobody
+    return replace(found, seen=f"{found.seen}; {gone} of partitions that are gone") if gone else found
 
 
 def _compared(
@@ -215,7 +217,7 @@ def _compared(
 ) -> Finding:
     misfits, behind = [], 0
     for partition, offset in stored.items():
-        first, end = bounds.get(partition, (0, -1))
+        first, end = bounds[partition]
         if offset.cluster_id != cluster_id or not first <= offset.next_offset <= end:
             misfits.append(f"{partition.topic}[{partition.number}] at {offset.next_offset}")
         behind += max(0, end - offset.next_offset)

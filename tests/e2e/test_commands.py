@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from consumer.decoding import as_record
+from consumer.kafka.admin import admin
 from consumer.lifecycle.model import Status
 from consumer.postgres import migrations
 from consumer.postgres.tables import REQUIRED_REVISION
@@ -541,6 +542,19 @@ class TestDoctor:
         code, out, _ = await command(group, "doctor")
 
         assert (code, f"not in the log: {group.topic}[0] at 5" in out) == (1, True)
+
+    async def test_an_offset_of_a_partition_that_is_gone_is_no_failure(self, group: Group) -> None:
+        name = group.kafka.group_id
+        async with admin(group.kafka) as client:
+            cluster = await client.cluster_id()
+        await group.rows(
+            f"INSERT INTO kafka_offset VALUES ('{name}', '{group.topic}', 0, '{cluster}', 0), "
+            f"('{name}', '{group.topic}', 99, '{cluster}', 5), ('{name}', 'old.events', 0, '{cluster}', 7) RETURNING 1"
+        )
+
+        _, out, _ = await command(group, "doctor")
+
+        assert "✓ offsets: 1 partitions, 0 records behind; 2 of partitions that are gone" in out
 
     async def test_a_setting_of_the_server_that_could_be_better_is_a_warning_and_no_failure(
         self, group: Group, stack: Services
