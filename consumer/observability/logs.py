@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import structlog
+from rich.console import Console
 
 from consumer.settings import LogSettings
 
@@ -58,7 +59,9 @@ def configure(settings: LogSettings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    terminal = Console(stderr=True)  # knows NO_COLOR
+    colors = terminal.color_system is not None and not terminal.no_color
+    renderer = structlog.dev.ConsoleRenderer(colors=colors) if console else structlog.processors.JSONRenderer()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     handler.addFilter(SeldomRepeated())

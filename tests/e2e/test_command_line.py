@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 SETTINGS_FREE = {name: value for name, value in os.environ.items() if not name.startswith("CONSUMER_")}
+NOWHERE = {
+    "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    "CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none",
+}
 HEAVY = {"aiohttp", "aiokafka", "alembic", "asyncpg", "pydantic", "sqlalchemy", "structlog", "prometheus_client"}
 
 
@@ -123,15 +127,19 @@ def test_a_standard_stream_that_takes_or_gives_nothing_is_no_bug(arguments: str,
 
 
 def test_a_character_that_the_output_lacks_is_an_escape() -> None:
-    nowhere = {
-        "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
-        "CONSUMER_DATABASE__URL": "postgresql://127.0.0.1:1/none",
-    }
-
-    done = consumer("doctor", PYTHONIOENCODING="ascii", **nowhere)
+    done = consumer("doctor", PYTHONIOENCODING="ascii", **NOWHERE)
 
     assert (done.returncode, done.stderr) == (1, "")
     assert "\\u2717 Kafka answers: no" in done.stdout
+
+
+@pytest.mark.parametrize("settings", [{}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}], ids=["a pipe", "NO_COLOR"])
+def test_a_log_for_people_has_colours_only_where_they_are_seen(settings: dict[str, str]) -> None:
+    done = consumer("run", CONSUMER_LOG__FORMAT="console", **NOWHERE, **settings)
+
+    logged = done.stderr.splitlines()[0]
+    assert "[error    ] Unable connect to" in logged
+    assert "\x1b" not in logged
 
 
 class TestConfig:
