@@ -23,6 +23,8 @@ CHANGED = """
 KNOWN = """
     SELECT NULL, e.conversation_id, e.source, e.event_id FROM unnest($1::event_identity[]) AS k
     JOIN conversation_event AS e USING (conversation_id, source, event_id)"""
+# Finds nothing, by an index. A worker that is away fails it.
+ASK_EVERY_SHARD = "SELECT FROM conversation WHERE wake_at = '-infinity'"
 _BY_SHARD = """
     SELECT array_agg(id) FROM unnest($1::text[]) AS id
     GROUP BY get_shard_id_for_distribution_column('conversation', id)

@@ -108,10 +108,11 @@ def connecting(url: str) -> Iterator[None]:
 
 
 def server_message(error: BaseException) -> str:
-    """What the server said, without the values of rows that it may quote."""
+    """What the server said, on one line, without the values of rows that it may quote."""
     cause = driver_error(error)
     state = _sqlstate(cause)
     text = "" if state.startswith(_MAY_QUOTE_VALUES) else str(getattr(cause, "message", None) or cause)
+    text = " ".join(text.split())
     return f"{text} (SQLSTATE {state})".strip() if state else f"{type(cause).__name__}: {text}"
 
 

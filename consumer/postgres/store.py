@@ -143,10 +143,10 @@ class PostgresStore:
             await connection.execute(_SET_OFFSET, *row)
 
     async def answers(self) -> bool:
-        """Whether the database can be used now."""
+        """Whether the database can be used now; on Citus, each worker that has conversations."""
         try:
             async with self._connection("load") as connection:
-                await connection.execute("SELECT 1")
+                await connection.execute(citus.ASK_EVERY_SHARD if on_citus(connection) else "SELECT 1")
         except (UnavailableError, ConfigurationError):
             return False
         return True

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -25,7 +26,7 @@ from consumer.settings import DatabaseSettings
 from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import opened
 from tests.integration.test_postgres import rows
-from tests.stack.citus import workers_of
+from tests.stack.citus import with_path, workers_of
 from tests.stack.database import connected, execute, new_database
 from tests.stack.roles import as_owner
 from tests.stack.services import Services
@@ -238,6 +239,20 @@ class TestWork:
 
         assert holder is not None
         assert await store.lock_holder("c-1") is None
+
+
+class TestReadiness:
+    async def test_the_database_does_not_answer_while_a_worker_is_away(
+        self, coordinator: str, store: PostgresStore, database: str
+    ) -> None:
+        nodes = with_path(coordinator, urlsplit(database).path[1:])
+        assert await store.answers()
+
+        await execute(
+            nodes, "UPDATE pg_dist_node SET nodeport = 1 WHERE groupid = (SELECT max(groupid) FROM pg_dist_node)"
+        )
+
+        assert not await store.answers()
 
 
 class TestStatements:

@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy as sa
 
 from consumer.errors import ConnectionLostError
-from consumer.postgres.errors import classified
+from consumer.postgres.errors import classified, server_message
 
 ENDING = asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
 
@@ -21,3 +21,11 @@ def wrapped(cause: Exception) -> sa.exc.DBAPIError:
 def test_a_connection_that_the_server_is_just_ending_is_lost(error: Exception) -> None:
     with pytest.raises(ConnectionLostError), classified():
         raise error
+
+
+def test_what_the_server_says_on_several_lines_is_one_line() -> None:
+    error = asyncpg.ConnectionFailureError.new(
+        {"C": "08006", "M": "connection to worker failed: refused\n\tIs it there?"}
+    )
+
+    assert server_message(error) == "connection to worker failed: refused Is it there? (SQLSTATE 08006)"
