@@ -37,8 +37,8 @@ async def pruned(store: PostgresStore, plan: PrunePlan | None = None, **options:
 
 @pytest.fixture
 async def old_and_young(store: PostgresStore, database: str) -> PostgresStore:
-    """400 old messages in some ten pages, and one young one."""
-    await apply(store, *(message(at=NOW - HOUR, conversation_id=f"c-{number}") for number in range(400)))
+    """1,600 old messages in some forty pages, or ten of each shard, and one young one."""
+    await apply(store, *(message(at=NOW - HOUR, conversation_id=f"c-{number}") for number in range(1600)))
     await aged(database, 31)
     await apply(store, message(at=NOW, event_id="young"))
     return store
@@ -75,9 +75,9 @@ class TestWhatGoes:
         assert all(before)
 
     async def test_a_count_removes_nothing(self, old_and_young: PostgresStore, database: str) -> None:
-        assert (await pruned(old_and_young, dry_run=True)).rows == 400
+        assert (await pruned(old_and_young, dry_run=True)).rows == 1600
 
-        assert await rows(database, "SELECT count(*) FROM conversation_event") == [(401,)]
+        assert await rows(database, "SELECT count(*) FROM conversation_event") == [(1601,)]
 
     async def test_an_empty_history_is_pruned_at_once(self, store: PostgresStore) -> None:
         done = await pruned(store)
@@ -168,8 +168,8 @@ class TestStopping:
         third = await pruned(old_and_young, batch_pages=2)
 
         assert (first.whole, second.whole) == (False, True)
-        assert 0 < first.rows < 400
-        assert (first.rows + second.rows, third.rows) == (400, 0)
+        assert 0 < first.rows < 1600
+        assert (first.rows + second.rows, third.rows) == (1600, 0)
         assert [row.event_id for row, _ in await old_and_young.history("c-1")] == ["young"]
 
     async def test_a_crash_costs_a_transaction_and_the_next_run_removes_the_rest(
@@ -179,7 +179,7 @@ class TestStopping:
             await pruned(DiesAfterTwo(old_and_young, database), batch_pages=2)
         ((left,),) = await rows(database, "SELECT count(*) FROM conversation_event")
 
-        assert (await pruned(old_and_young)).rows == left - 1 < 400
+        assert (await pruned(old_and_young)).rows == left - 1 < 1600
 
 
 class TestAmongWriters:
@@ -190,7 +190,7 @@ class TestAmongWriters:
         service = ConversationService(old_and_young, metrics=metrics, retry=RetryPolicy(attempts=1))
 
         async with outsider(database, "DELETE FROM conversation_event WHERE event_id <> 'young'"):
-            outcomes = await service.apply([message(at=NOW, conversation_id=f"c-{number}") for number in range(400)])
+            outcomes = await service.apply([message(at=NOW, conversation_id=f"c-{number}") for number in range(1600)])
 
         assert set(outcomes) == {Outcome.APPLIED}
 
@@ -218,7 +218,7 @@ class TestAmongWriters:
         async with opened(database) as other:
             runs = await asyncio.gather(pruned(old_and_young, batch_pages=1), pruned(other, batch_pages=1))
 
-        assert sum(run.rows for run in runs) == 400
+        assert sum(run.rows for run in runs) == 1600
 
     async def test_it_waits_for_somebody_who_alters_the_table(
         self, old_and_young: PostgresStore, database: str
@@ -233,7 +233,7 @@ class TestAmongWriters:
             pruning = group.create_task(pruned(old_and_young, plan))
             await until_somebody_waits(database)
 
-        assert pruning.result().rows == 400
+        assert pruning.result().rows == 1600
 
     async def test_it_does_not_wait_for_ever(
         self, old_and_young: PostgresStore, database: str, monkeypatch: pytest.MonkeyPatch
