@@ -44,10 +44,17 @@ OVERDUE = """
 HISTORY_SIZE = """
     SELECT coalesce(max(result::bigint), 0), current_setting('block_size')::int
     FROM run_command_on_shards('conversation_event', $$SELECT pg_relation_size('%s')$$)"""
+# Who waits for the row too is no holder, though others queue behind it: the holder waits for nobody.
 HOLDER = """
+    WITH RECURSIVE waits AS MATERIALIZED (SELECT waiting_gpid, blocking_gpid FROM citus_lock_waits),
+    ahead(gpid) AS (
+        SELECT blocking_gpid FROM waits WHERE waiting_gpid = $1
+        UNION
+        SELECT blocking_gpid FROM ahead JOIN waits ON waiting_gpid = gpid
+    )
     SELECT a.pid, a.application_name, coalesce(a.usename, ''), a.xact_start, coalesce(a.state, '')
-    FROM citus_lock_waits AS w JOIN citus_stat_activity AS a ON a.global_pid = w.blocking_gpid
-    WHERE w.waiting_gpid = $1 AND NOT a.is_worker_query ORDER BY a.xact_start LIMIT 1"""
+    FROM ahead JOIN citus_stat_activity AS a ON a.global_pid = gpid
+    WHERE NOT a.is_worker_query AND gpid NOT IN (SELECT waiting_gpid FROM waits) ORDER BY a.xact_start LIMIT 1"""
 
 
 async def read_versions_and_known_ids(

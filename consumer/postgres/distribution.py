@@ -84,6 +84,12 @@ class DistributionPlan:
 
 async def make_plan(connection: asyncpg.Connection, shards: int | None) -> DistributionPlan:
     """Raises `ConfigurationError` where there is no cluster, or the tables are not as they can be distributed."""
+    with classified():
+        async with connection.transaction():  # a pooler passes it to one session of the server's
+            return await _make_plan(connection, shards)
+
+
+async def _make_plan(connection: asyncpg.Connection, shards: int | None) -> DistributionPlan:
     layout = await read_layout(connection)
     if layout is None:
         raise ConfigurationError(
@@ -128,9 +134,7 @@ async def distribute(connection: asyncpg.Connection, plan: DistributionPlan) -> 
                 yield table
         for table, size in plan.tables:
             if size:
-                await connection.execute(
-                    "SELECT truncate_local_data_after_distributing_table($1::text::regclass)", table
-                )
+                await connection.execute(f"SELECT truncate_local_data_after_distributing_table('{table}')")
 
 
 async def _distribute(connection: asyncpg.Connection, table: str, shards: int) -> None:
@@ -144,9 +148,14 @@ async def _distribute(connection: asyncpg.Connection, table: str, shards: int) -
 
 @asynccontextmanager
 async def administering(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection without time limits of its own. Raises `ConfigurationError` and `UnavailableError`."""
+    """A connection without time limits of its own, also through a pooler.
+
+    Raises `ConfigurationError` and `UnavailableError`.
+    """
     with connecting(url):
-        connection = await asyncpg.connect(url, timeout=10, server_settings={"application_name": APPLICATION})
+        connection = await asyncpg.connect(
+            url, timeout=10, statement_cache_size=0, server_settings={"application_name": APPLICATION}
+        )
     try:
         yield connection
     finally:

@@ -25,6 +25,7 @@ from consumer.service.service import ConversationService
 from consumer.settings import DatabaseSettings
 from tests.builders import HOUR, MINUTE, close, message
 from tests.conftest import opened
+from tests.integration.test_pgbouncer import pooling
 from tests.integration.test_postgres import rows
 from tests.stack.citus import with_path, workers_of
 from tests.stack.database import connected, execute, new_database
@@ -124,6 +125,16 @@ class TestDistribution:
         async with new_database(coordinator, "test") as url, administering(url) as connection:
             with pytest.raises(ConfigurationError, match=r"schema at nothing, .* run `conversation-consumer migrate`"):
                 await make_plan(connection, None)
+
+    @pytest.mark.needs("pgbouncer")
+    async def test_it_is_done_through_a_pooler(self, coordinator: str, undistributed: str) -> None:
+        async with opened(undistributed) as store:
+            await ConversationService(store).apply(events())
+
+        with pooling(coordinator, "transaction") as pooler:
+            done = [await distributed(pooler.url(undistributed)) for _ in range(3)]
+
+        assert done == [list(TABLES), [], []]
 
     async def test_filled_tables_keep_their_rows(self, undistributed: str) -> None:
         async with opened(undistributed) as store:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -18,11 +18,14 @@ from consumer.service.ports import LockHolder
 from consumer.service.service import ConversationService, RetryPolicy
 from tests.builders import message
 from tests.conftest import opened
+from tests.stack.citus import workers_of
+from tests.stack.database import connected
 from tests.stack.roles import as_owner
 from tests.stack.silent_session import silent_within_a_copy
 
 NOW = datetime.now(UTC)
 LOCK = "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE"
+WAITING = "SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted"
 INSERT = """INSERT INTO conversation (conversation_id, version, session, status, opened_at, last_activity_at,
     user_messages, agent_messages, expires_at) VALUES ('c-1', 1, 1, 'pending', now(), now(), 0, 0, now())"""
 
@@ -136,14 +139,12 @@ async def test_a_user_without_rights_on_other_sessions_still_learns_the_process(
 
 
 async def until_waiting(url: str, count: int) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        async with asyncio.timeout(10):
-            found = 0
-            while found < count:
-                found = await connection.fetchval("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
-    finally:
-        await connection.close()
+    """Until so many sessions wait for a lock, on whatever node of a cluster."""
+    async with AsyncExitStack() as stack, asyncio.timeout(10):
+        nodes = [await stack.enter_async_context(connected(node)) for node in (url, *await workers_of(url))]
+        found = 0
+        while found < count:
+            found = sum([await node.fetchval(WAITING) for node in nodes])
 
 
 @pytest.fixture(autouse=True)
