@@ -16,7 +16,7 @@ from consumer.lifecycle.model import Conversation, HistoryRow, Session
 from consumer.observability.metrics import Metrics
 from consumer.offsets import Partition, Progress, StoredOffset
 from consumer.outbox import Backlog
-from consumer.postgres import pruning, timers
+from consumer.postgres import citus, pruning, timers
 from consumer.postgres.attempt import (
     LOAD,
     OF_PARTITION,
@@ -27,7 +27,7 @@ from consumer.postgres.attempt import (
     session_from_row,
     transaction,
 )
-from consumer.postgres.client import APPLICATION, keeps_its_session, set_for_transaction
+from consumer.postgres.client import APPLICATION, keeps_its_session, on_citus, set_for_transaction
 from consumer.postgres.conversations import (
     HISTORY,
     about_how_many,

@@ -134,7 +134,7 @@ class TestDistribution:
         with pooling(coordinator, "transaction") as pooler:
             done = [await distributed(pooler.url(undistributed)) for _ in range(3)]
 
-        assert done == [list(TABLES), [], []]
+        assert done == [list(CONVERSATION_TABLES), [], []]
 
     async def test_filled_tables_keep_their_rows(self, undistributed: str) -> None:
         async with opened(undistributed) as store:
