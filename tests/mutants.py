@@ -91,6 +91,8 @@ def main() -> int:
     parser.add_argument("--only", choices=[module.name for module in MODULES], help="one module instead of all of them")
     parser.add_argument("--minutes", type=float, help="how long to try the mutants of a module; default all of them")
     options = parser.parse_args()
+    # A shell has what it starts in the background ignore this, and mutmut would inherit that: it could not be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     modules = [module for module in MODULES if options.only in (None, module.name)]
     scores = {module: judge(module, options.minutes) for module in modules}
     return int(not all(score.reaches(module.floor) for module, score in scores.items()))
