@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from consumer.errors import ConcurrencyError, InvalidEventError, RefusedError, UnavailableError
+    from consumer.errors import ConcurrencyError, ConfigurationError, InvalidEventError, RefusedError, UnavailableError
     from consumer.lifecycle.model import Author, Intent, ManualClose, Message, Outcome, Policy, Status, Tick
     from consumer.observability.metrics import Metrics
     from consumer.postgres.store import PostgresStore
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from consumer.settings import DatabaseSettings
 
 _MODULES = {
-    "consumer.errors": ("ConcurrencyError", "InvalidEventError", "RefusedError", "UnavailableError"),
+    "consumer.errors": (
+        *("ConcurrencyError", "ConfigurationError", "InvalidEventError", "RefusedError", "UnavailableError"),
+    ),
     "consumer.lifecycle.model": (
         *("Author", "Intent", "ManualClose", "Message", "Outcome", "Policy", "Status", "Tick"),
     ),
@@ -32,6 +34,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "Author",
     "ConcurrencyError",
+    "ConfigurationError",
     "ConversationService",
     "DatabaseSettings",
     "Intent",

@@ -38,7 +38,9 @@ class Pages:
 
     async def livez(self, _: web.Request) -> web.Response:
         alive = self._health.alive(POLL_TIMEOUT_SECONDS)
-        return web.Response(text="ok\n" if alive else "Kafka has not been polled\n", status=200 if alive else 503)
+        return web.Response(
+            text="ok\n" if alive else "the loop of this process stands still\n", status=200 if alive else 503
+        )
 
     async def readyz(self, _: web.Request) -> web.Response:
         reasons = await self._not_ready()

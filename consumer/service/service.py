@@ -170,7 +170,8 @@ class ConversationService:
             batch.cache.clear()
             if locking is not Locking.SKIPPING and error.reason == "lock":
                 return await self._transact(batch, pending, Locking.SKIPPING)
-            if decided is None and error.reason == "lock":  # no row stands in the way of reading
+            if error.reason == "lock":  # rows that somebody holds are left out by now
+                self._metrics.attempted(decided.changes if decided else (), "error")
                 raise UnavailableError("another transaction holds the tables of conversations") from error
             changes = decided.changes if decided else [change for change, _ in batch.losing]
             batch.lose([(change, error.reason) for change in changes])

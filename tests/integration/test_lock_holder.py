@@ -98,6 +98,17 @@ async def test_a_lock_on_a_table_is_an_outage_to_workers_and_tickers(store: Post
     assert await store.stored_offset(place) is None
 
 
+async def test_so_is_a_lock_that_lets_rows_be_read_as_an_index_takes_it(store: PostgresStore, database: str) -> None:
+    service = ConversationService(store)
+    await service.apply([message(at=NOW)])
+
+    async with holding(database, "LOCK TABLE conversation IN SHARE MODE"):
+        with pytest.raises(UnavailableError, match="another transaction holds the table"):
+            await service.apply([message(at=NOW)])
+
+    assert (await store.conversation("c-1"))[1] == 1
+
+
 async def test_the_holder_is_named_not_others_who_wait(store: PostgresStore, database: str) -> None:
     await ConversationService(store).apply([message(at=NOW)])
 
