@@ -127,11 +127,12 @@ async def _partitioner(settings: Settings) -> Finding:
 async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     try:
         skew = await store.now() - datetime.now(UTC)
-        revision = await store.schema_revision()
+        revision, standby = await store.schema_revision(), await store.is_standby()
     except ConsumerError as error:
         yield Finding("PostgreSQL answers", "no", str(error))
         return
-    yield Finding("PostgreSQL answers", "yes")
+    remedy = "have CONSUMER_DATABASE__URL name the primary" if standby else ""
+    yield Finding("PostgreSQL answers", "yes, but it is a standby and takes no writes" if standby else "yes", remedy)
     yield _schema(revision, migrations.head())
     if revision is None or revision < REQUIRED_REVISION:
         return

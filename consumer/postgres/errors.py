@@ -37,7 +37,8 @@ _MISCONFIGURED = {
 }
 _TOO_SLOW = "57014"
 _FULL = "53"
-_LOST = ("08", "57", "58", "25006", "25P03", "25P04", "0A000")
+_READ_ONLY = "25006"
+_LOST = ("08", "57", "58", _READ_ONLY, "25P03", "25P04", "0A000")
 _MAY_QUOTE_VALUES = ("22", "P0")
 REFUSED_PARAMETER = "unsupported startup parameter"
 _OF_POOLERS = {
@@ -148,7 +149,8 @@ def _outage(error: Exception, cause: BaseException, state: str) -> UnavailableEr
     # An internal error of the client: the server's goodbye has arrived, the end of the connection has not.
     ended = isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError)
     if invalidated or ended or state.startswith(_LOST):
-        return ConnectionLostError(f"the database is unavailable: {server_message(cause)}")
+        remedy = f": if it is a standby, have {_URL} name the primary" if state == _READ_ONLY else ""
+        return ConnectionLostError(f"the database is unavailable: {server_message(cause)}{remedy}")
     return None
 
 

@@ -157,6 +157,11 @@ class PostgresStore:
             at: datetime = await connection.fetchval("SELECT clock_timestamp()")
             return at
 
+    async def is_standby(self) -> bool:
+        """Whether the server takes no writes because it follows another one."""
+        async with self._connection("load") as connection:
+            return bool(await connection.fetchval("SELECT pg_is_in_recovery()"))
+
     async def schema_revision(self) -> str | None:
         """The newest migration that was applied; null on a database without any."""
         async with self._connection("load") as connection:

@@ -7,6 +7,7 @@ import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.builders import HOUR, close, message
 from tests.conftest import aged, opened
 from tests.e2e.conftest import Group, until
 from tests.stack.broker import delete, read_all
+from tests.stack.citus import with_path
 from tests.stack.database import execute, new_database
 from tests.stack.roles import as_owner, as_reader
 from tests.stack.services import Services
@@ -534,6 +536,17 @@ class TestDoctor:
             code, out, _ = await command(group, "doctor", CONSUMER_DATABASE__URL=empty)
 
         assert (code, "run `conversation-consumer migrate`" in out) == (1, True)
+
+    async def test_a_standby_is_found(self, group: Group, stack: Services) -> None:
+        database = with_path(stack.postgres, urlsplit(group.database).path[1:])
+        await execute(database, "CREATE FUNCTION pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
+        standby = f"{group.database}?search_path=public,pg_catalog"
+
+        code, out, _ = await command(group, "doctor", CONSUMER_DATABASE__URL=standby)
+
+        assert code == 1
+        assert "PostgreSQL answers: yes, but it is a standby" in out
+        assert "have CONSUMER_DATABASE__URL name the primary" in out
 
     async def test_an_offset_outside_the_log_is_found(self, group: Group) -> None:
         name = group.kafka.group_id

@@ -29,3 +29,10 @@ def test_what_the_server_says_on_several_lines_is_one_line() -> None:
     )
 
     assert server_message(error) == "connection to worker failed: refused Is it there? (SQLSTATE 08006)"
+
+
+def test_a_server_that_takes_no_writes_is_an_outage_that_says_what_it_may_be() -> None:
+    error = asyncpg.ReadOnlySQLTransactionError("cannot execute INSERT in a read-only transaction")
+
+    with pytest.raises(ConnectionLostError, match="if it is a standby, have CONSUMER_DATABASE"), classified():
+        raise error
