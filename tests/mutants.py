@@ -53,7 +53,6 @@ MODULES = (
     *(Module(f"lifecycle/{name}", RULES, floor) for name, floor in (("rules", 98), ("draft", 98), ("model", 71))),
     *(Module(f"service/{name}", RULES, floor) for name, floor in (("service", 94), ("batch", 91), ("cache", 98))),
     Module("worker", ("unit/test_worker", "unit/test_worker_progress"), floor=62),
-    Module("locked_rows", ("unit/test_locked_rows",), floor=80),
     Module("kafka/partition", ("unit/test_partition", "unit/test_partition_lag", "unit/test_partition_revocation"), 93),
     Module("kafka/source", ("unit/test_source", "unit/test_source_group"), floor=90),
     Module("kafka/producer", ("unit/test_producer",), floor=95),

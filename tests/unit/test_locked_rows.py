@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from structlog.testing import capture_logs
 
 from consumer.lifecycle.model import Conversation, Policy
 from consumer.lifecycle.rules import fold
@@ -67,6 +68,18 @@ async def test_who_holds_a_row_for_long_is_asked_for_once_and_named_until_it_is_
 
     assert (named, blocked) == ({"events[0]": f"waits for a row that {HOLDER} holds"}, 1)
     assert (subject.asked, subject.blocked, subject.health.blocked) == (1, 0, {})
+
+
+async def test_the_log_names_the_row_and_who_holds_it() -> None:
+    subject = Subject()
+
+    await subject.lose("lock")
+    await asyncio.sleep(LOCKED_SECONDS + 1)
+    with capture_logs() as lines:
+        await subject.lose("lock")
+
+    (line,) = lines
+    assert (line["held_by"], line["conversation_id"], line["offset"]) == (str(HOLDER), "c-1", 7)
 
 
 async def test_a_row_that_is_lost_to_another_version_is_free() -> None:
