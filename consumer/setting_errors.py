@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from consumer.durations import format_duration
-from consumer.errors import ConfigurationError
 
 OWN = "Value error, "
 """What pydantic puts before the message of a validator of ours."""
@@ -44,27 +43,6 @@ def expected(field: FieldInfo) -> str:
         if (limit := getattr(constraint, name, None)) is not None
     }
     return KINDS[get_origin(kind) or kind] + _range(**limits)
-
-
-def names_of_files(directory: str, variable: str) -> list[str]:
-    """The files of a directory, all of which can be read; none if no directory is given.
-
-    Raises `ConfigurationError` naming the variable that gives the directory, and the file.
-    """
-    if not directory:
-        return []
-    if not Path(directory).is_dir():
-        raise ConfigurationError(f"{variable}={directory}: should be a directory that is there")
-    path = Path(directory)
-    try:
-        files = [path for path in Path(directory).iterdir() if path.is_file()]
-        for path in files:
-            path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{variable}: {path} cannot be read by this user: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{variable}: {path} should be text in UTF-8") from error
-    return [path.name for path in files]
 
 
 def suggestion(name: str, allowed: Collection[str]) -> str:

@@ -7,6 +7,7 @@ Variables are `CONSUMER_*`, `__` nests: `CONSUMER_KAFKA__BOOTSTRAP_SERVERS`. A f
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -30,7 +31,7 @@ from pydantic_settings import (
 from consumer.durations import Duration, DurationOrNone
 from consumer.errors import ConfigurationError
 from consumer.lifecycle.model import Policy
-from consumer.setting_errors import OWN, names_of_files, suggestion, wrong
+from consumer.setting_errors import OWN, suggestion, wrong
 from consumer.setting_types import Function, Names, PostgresqlUrl, Seconds, Servers, in_any_case
 
 PREFIX = "CONSUMER_"
@@ -297,11 +298,30 @@ def load() -> Settings:
 
 def _unknown_names() -> list[str]:
     allowed = {variable for variable, *_ in variables()} | {SECRETS_DIR}
-    files = names_of_files(os.environ.get(SECRETS_DIR, ""), SECRETS_DIR)
-    unknown = sorted(
-        name for name in (*os.environ, *files) if name.upper().startswith(PREFIX) and name.upper() not in allowed
-    )
+    names = [*os.environ, *_names_of_secrets(os.environ.get(SECRETS_DIR, ""))]
+    unknown = sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in allowed)
     return [f"unknown setting {name}: {suggestion(name, allowed)}" for name in unknown]
+
+
+def _names_of_secrets(directory: str) -> list[str]:
+    """The files of a directory that are called as settings; none if no directory is given.
+
+    Raises `ConfigurationError` naming one that cannot be read.
+    """
+    if not directory:
+        return []
+    if not Path(directory).is_dir():
+        raise ConfigurationError(f"{SECRETS_DIR}={directory}: should be a directory that is there")
+    path = Path(directory)
+    try:
+        files = [path for path in path.iterdir() if path.is_file() and path.name.upper().startswith(PREFIX)]
+        for path in files:
+            path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{SECRETS_DIR}: {path} cannot be read by this user: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{SECRETS_DIR}: {path} should be text in UTF-8") from error
+    return [path.name for path in files]
 
 
 def _problem(detail: ErrorDetails) -> str:

@@ -116,6 +116,14 @@ def test_a_secret_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
         load()
 
 
+def test_a_file_beside_the_secrets_may_be_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "truststore.p12").write_bytes(b"\xff\xfe")
+    (tmp_path / "CONSUMER_KAFKA__GROUP_ID").write_text("of-a-file")
+    monkeypatch.setenv("CONSUMER_SECRETS_DIR", str(tmp_path))
+
+    assert load().kafka.group_id == "of-a-file"
+
+
 def test_a_group_of_settings_is_none_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSUMER_KAFKA", "localhost:9092")
 
