@@ -56,7 +56,7 @@ MODULES = (
     Module("kafka/partition", ("unit/test_partition", "unit/test_partition_lag", "unit/test_partition_revocation"), 93),
     Module("kafka/source", ("unit/test_source", "unit/test_source_group"), floor=90),
     Module("kafka/producer", ("unit/test_producer",), floor=95),
-    Module("postgres/attempt", WRITES, floor=85, needs_postgres=True),
+    Module("postgres/attempt", WRITES, floor=90, needs_postgres=True),
 )
 
 
