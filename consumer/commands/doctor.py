@@ -1,7 +1,7 @@
 """`doctor`: is everything in place? Checks in the order in which they depend on each other, each with its remedy."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -78,12 +78,16 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         kafka_answers = kafka_answers or not finding.remedy
         yield finding
     async with PostgresStore.open(settings.database) as store:
-        has_tables = False
-        async for finding in _database(store):
-            has_tables = has_tables or finding.check == "deadlines"
+        async for finding in _database(store, settings if kafka_answers else None):
             yield finding
-        if kafka_answers and has_tables:
-            yield await _offsets(settings, store)
+
+
+async def _asked(check: str, finding: Awaitable[Finding]) -> Finding:
+    """An answer that does not come keeps no other back."""
+    try:
+        return await finding
+    except ConsumerError as error:
+        return Finding(check, "not checked", str(error))
 
 
 async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
@@ -102,7 +106,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Finding]:
         "" if len(set(counts.values())) == 1 else "give all input topics as many partitions: order is kept by partition"
     )
     yield Finding("partition parity", ", ".join(f"{topic}: {count}" for topic, count in counts.items()), remedy)
-    yield await _partitioner(settings)
+    yield await _asked("partitioner", _partitioner(settings))
 
 
 async def _topics(kafka: KafkaSettings) -> Finding:
@@ -116,18 +120,17 @@ async def _topics(kafka: KafkaSettings) -> Finding:
 
 async def _partitioner(settings: Settings) -> Finding:
     """Whether the last records are on the partition of their key."""
-    try:
-        shares = await misplaced_share(settings.kafka, SAMPLE)
-    except ConsumerError as error:
-        return Finding("partitioner", "not checked", str(error))
+    shares = await misplaced_share(settings.kafka, SAMPLE)
     text = ", ".join(f"{topic}: {wrong} of the last {read} misplaced" for topic, (wrong, read) in shares.items())
     return Finding("partitioner", text, REMEDY if any(wrong for wrong, _ in shares.values()) else "")
 
 
-async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
+async def _database(store: PostgresStore, to_compare: Settings | None) -> AsyncIterator[Finding]:
+    """`to_compare`: of the log that the stored offsets are compared with, if it can be."""
     try:
         skew = await store.now() - datetime.now(UTC)
         revision, standby = await store.schema_revision(), await store.is_standby()
+        layout = await store.layout()
     except ConsumerError as error:
         yield Finding("PostgreSQL answers", "no", str(error))
         return
@@ -136,16 +139,22 @@ async def _database(store: PostgresStore) -> AsyncIterator[Finding]:
     yield _schema(revision, migrations.head())
     if revision is None or revision < REQUIRED_REVISION:
         return
-    if (layout := await store.layout()) is not None:
+    if layout is not None:
         yield _distribution(layout)
     remedy = "" if abs(skew) < MAX_SKEW else "set the clocks by NTP: events ahead of the database's clock are clamped"
     yield Finding("clocks", _ahead(skew.total_seconds()), remedy)
-    overdue = await store.overdue()
-    remedy = "start `conversation-consumer ticker`, or see why its ticks are not consumed" if overdue else ""
-    yield Finding("deadlines", f"{overdue} passed a minute ago or longer and have no effect yet", remedy)
-    yield await _outbox(store)
+    yield await _asked("deadlines", _deadlines(store))
+    yield await _asked("outbox", _outbox(store))
     async for finding in _server_settings(store):
         yield finding
+    if to_compare:
+        yield await _asked("offsets", _offsets(to_compare, store))
+
+
+async def _deadlines(store: PostgresStore) -> Finding:
+    overdue = await store.overdue()
+    remedy = "start `conversation-consumer ticker`, or see why its ticks are not consumed" if overdue else ""
+    return Finding("deadlines", f"{overdue} passed a minute ago or longer and have no effect yet", remedy)
 
 
 def _distribution(layout: Layout) -> Finding:
@@ -162,10 +171,7 @@ def _distribution(layout: Layout) -> Finding:
 
 
 async def _outbox(store: PostgresStore) -> Finding:
-    try:
-        backlog = await store.backlog()
-    except ConsumerError as error:
-        return Finding("outbox", "not counted", str(error))
+    backlog = await store.backlog()
     waits = backlog.oldest_seconds > MAX_OUTBOX_SECONDS
     remedy = "start `conversation-consumer outbox`, or see why it cannot publish" if waits else ""
     some = "at least " if backlog.rows >= MAX_COUNTED else ""
@@ -182,7 +188,7 @@ async def _server_settings(store: PostgresStore) -> AsyncIterator[Finding]:
     try:
         settings = await store.server_settings()
     except ConsumerError as error:
-        yield Finding("server settings", "not read", str(error))
+        yield Finding("server settings", "not checked", str(error))
         return
     for one in advised(settings):
         advice = f"{one.recommended} is recommended: {one.why}" if one.recommended else ""
@@ -201,13 +207,10 @@ async def _offsets(settings: Settings, store: PostgresStore) -> Finding:
     stored = {p: o for p, o in await store.stored_offsets() if p.group == settings.kafka.group_id}
     if not stored:
         return Finding("offsets", f"none stored for group {settings.kafka.group_id}: no replica has run yet")
-    try:
-        async with admin(settings.kafka) as client:
-            cluster_id, topics = await client.cluster_id(), await client.topics()
-        there = [partition for partition in stored if partition.number < topics.get(partition.topic, 0)]
-        bounds = await log_bounds(settings.kafka, there)
-    except ConsumerError as error:
-        return Finding("offsets", "cannot be compared with the log", str(error))
+    async with admin(settings.kafka) as client:
+        cluster_id, topics = await client.cluster_id(), await client.topics()
+    there = [partition for partition in stored if partition.number < topics.get(partition.topic, 0)]
+    bounds = await log_bounds(settings.kafka, there)
     found = _compared({partition: stored[partition] for partition in there}, bounds, cluster_id)
     gone = len(stored) - len(there)  # what nobody can be assigned harms nobody
     return replace(found, seen=f"{found.seen}; {gone} of partitions that are gone") if gone else found

@@ -22,7 +22,7 @@ from tests.conftest import aged, opened
 from tests.e2e.conftest import Group, until
 from tests.stack.broker import delete, read_all
 from tests.stack.citus import with_path
-from tests.stack.database import execute, new_database
+from tests.stack.database import connected, execute, new_database
 from tests.stack.roles import as_owner, as_reader
 from tests.stack.services import Services
 
@@ -590,3 +590,12 @@ class TestDoctor:
         code, out, _ = await command(group, "doctor")
 
         assert (code, "start `conversation-consumer ticker`" in out) == (1, True)
+
+    async def test_what_cannot_be_counted_hides_no_other_finding(self, group: Group) -> None:
+        async with connected(group.database) as holder, holder.transaction():
+            await holder.execute("LOCK TABLE conversation IN ACCESS EXCLUSIVE MODE")
+            code, out, _ = await command(group, "doctor")
+
+        assert code == 1
+        assert "✗ deadlines: not checked\n  → another transaction holds the table conversation" in out
+        assert "✓ outbox: no transition waits" in out
