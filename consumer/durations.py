@@ -9,15 +9,24 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from consumer.errors import ConfigurationError
 
+OWN_ERROR = "value_error"
+"""The type that pydantic gives to errors of our own validators."""
 LONGEST = timedelta(days=36_500)
 """A hundred years: what lies so far ahead, or so long ago, is still a date."""
 
 
 def _iso_duration(value: object) -> object:
-    """`90` and `90s`, `20ms`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway."""
-    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|ms)?", value)):
+    """`90s`, `20ms`, `15m`, `48h`, `30d`, `1h30m`: as ISO 8601, which is understood anyway. A unit is never guessed."""
+    if not isinstance(value, str):
+        return value
+    if value == "0":
+        return 0
+    if re.fullmatch(r"\s*[0-9.]+\s*", value):
+        number = value.strip()
+        raise ValueError(f"has no unit: write {number}d, {number}h, {number}m or {number}s")
+    if parts := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|ms)", value):
         return float(parts[1]) / (1000 if parts[2] == "ms" else 1)
-    if isinstance(value, str) and (parts := re.fullmatch(r"([0-9]+d)?((?:[0-9]+h)?(?:[0-9]+m)?(?:[0-9]+s)?)", value)):
+    if parts := re.fullmatch(r"([0-9]+d)?((?:[0-9]+h)?(?:[0-9]+m)?(?:[0-9]+s)?)", value):
         days, time = parts[1] or "", parts[2] and f"T{parts[2]}"
         return f"P{days}{time}".upper()
     return value
@@ -33,20 +42,11 @@ def duration(text: str) -> timedelta:
     """What a duration setting would understand by `text`. Raises `ConfigurationError` if nothing."""
     try:
         understood: timedelta = TypeAdapter(Duration).validate_python(text)
-    except ValidationError:
-        most = format_duration(LONGEST)
-        raise ConfigurationError(
-            f"{text!r} is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601, {most} at most"
-        ) from None
+    except ValidationError as error:
+        (detail,) = error.errors()
+        form = f"is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601, {format_duration(LONGEST)} at most"
+        raise ConfigurationError(f"{text!r} {detail['ctx']['error'] if detail['type'] == OWN_ERROR else form}") from None
     return understood
-
-
-def duration_with_unit(text: str) -> timedelta:
-    """The same for what must not be guessed: a bare number is an error too."""
-    if re.fullmatch(r"\s*[0-9.]+\s*", text):
-        number = text.strip()
-        raise ConfigurationError(f"{text!r} has no unit: write {number}d, {number}h, {number}m or {number}s")
-    return duration(text)
 
 
 def timestamp(text: str) -> datetime:

@@ -27,8 +27,8 @@ SHORT_POLICY = PolicySettings.model_validate(
         "progress_ttl": "3s",
         "idle_after": "1s",
         "reclassification_window": "6s",
-        "follow_up_grace": "0.5",
-        "goodbye_grace": "0.2",
+        "follow_up_grace": "0.5s",
+        "goodbye_grace": "0.2s",
     }
 )
 """Deadlines of seconds, so that they pass while a test looks on."""

@@ -20,7 +20,7 @@ from consumer import settings as configuration
 from consumer.commands.output import Yes, err, moment, out
 from consumer.commands.query import check_schema
 from consumer.commands.signals import stop_on_signals
-from consumer.durations import duration_with_unit, format_duration
+from consumer.durations import duration, format_duration
 from consumer.errors import ConfigurationError, ConsumerError, ContentionError
 from consumer.kafka.admin import RETENTION_SLACK, KafkaAdmin, admin
 from consumer.postgres.store import PostgresStore
@@ -77,7 +77,7 @@ def prune(
     if dry_run and yes:
         raise typer.BadParameter("--dry-run or --yes, not both")
     settings = configuration.load()
-    horizon = duration_with_unit(older_than) if older_than is not None else settings.prune.horizon
+    horizon = duration(older_than) if older_than is not None else settings.prune.horizon
 
     async def work() -> bool:
         async with admin(settings.kafka) as client, PostgresStore.open(settings.database) as store:

@@ -92,7 +92,7 @@ async def test_a_replay_is_planned_done_once_and_applied(letters: Group) -> None
 
 
 async def test_one_older_than_the_history_is_refused(letters: Group) -> None:
-    code, out, _ = await command(letters, "dead-letters", "replay", "--yes", CONSUMER_PRUNE__HORIZON="0.001")
+    code, out, _ = await command(letters, "dead-letters", "replay", "--yes", CONSUMER_PRUNE__HORIZON="1ms")
 
     assert (code, "older than CONSUMER_PRUNE__HORIZON" in out, "0 replayed" in out) == (0, True, True)
     assert await read_all(letters.kafka, letters.topic) == []

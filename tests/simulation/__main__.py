@@ -62,6 +62,8 @@ def main() -> int:
         return replay(options.replay, options.bug)
     if options.planted:
         return hunt()
+    if options.schedules < 1:
+        parser.error(f"--schedules {options.schedules}: should be 1 or more")
     return simulate(range(options.seed, options.seed + options.schedules), options.bug)
 
 
