@@ -20,6 +20,8 @@ from consumer.service.batch import Batch
 from consumer.service.cache import ConversationCache
 from consumer.service.service import ConversationService
 from tests.builders import HOUR, MINUTE, close, message
+from tests.stack.citus import workers_of
+from tests.stack.services import Services
 
 NOW = datetime.now(UTC)
 PLACE = Partition("group", "events", 0)
@@ -33,6 +35,12 @@ NAMES = {
     statements.ARCHIVE: "archive",
     few.WRITE_AND_ADVANCE: "write and advance",
 }
+
+
+@pytest.fixture(autouse=True)
+async def one_server(stack: Services) -> None:
+    if await workers_of(stack.postgres):
+        pytest.skip("on a Citus cluster a batch takes others")
 
 
 class Recording(StoreConnection):
