@@ -127,7 +127,7 @@ def _of_worker(text: str) -> ConsumerError:
     ):
         if words in text:
             return known
-    return ConnectionLostError("a worker of the Citus cluster has ended a statement")
+    return ConnectionLostError(f"a worker of the Citus cluster has ended a statement: {' '.join(text.split())}")
 
 
 async def take_due_timers(

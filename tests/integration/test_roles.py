@@ -65,7 +65,7 @@ class TestReader:
 
     async def test_it_locks_no_row_that_a_writer_needs(self, database: str) -> None:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await execute(as_reader(database), "SELECT 1 FROM conversation FOR UPDATE")
+            await execute(as_reader(database), "SELECT 1 FROM conversation WHERE conversation_id = 'c-1' FOR UPDATE")
 
 
 async def test_tables_of_later_migrations_are_covered(database: str) -> None:

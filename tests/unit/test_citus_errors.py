@@ -31,6 +31,14 @@ def test_it_is_known_by_its_words_and_an_outage_where_it_is_not(text: str, known
         raise internal_error(text)
 
 
+def test_an_outage_says_what_the_worker_said() -> None:
+    with (
+        pytest.raises(ConnectionLostError, match='null value in column "mine"'),
+        repeated_errors(Connection(on_citus=True)),
+    ):
+        raise internal_error('null value in column "mine" violates not-null constraint')
+
+
 def test_elsewhere_an_internal_error_stays_what_it_is() -> None:
     with pytest.raises(asyncpg.InternalServerError), repeated_errors(Connection(on_citus=False)):
         raise internal_error("cache lookup failed")
