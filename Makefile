@@ -68,7 +68,7 @@ chaos-quick: install ## a few of the same, each alone
 chaos-mutation: install ## plant bugs into the replicas of the rig: each must be found
 	$(BIN)/python -m tests.chaos --mutation
 
-bench: install ## all benchmarks, 35 min (PARTS="latency outbox": these alone)
+bench: install ## all benchmarks, 25 min (PARTS="latency outbox": these alone)
 	$(BIN)/python -m tests.benchmarks $(if $(PARTS),--only $(PARTS))
 
 bench-quick: install ## the same, smaller and once, in under 3 minutes: roughly right
