@@ -45,7 +45,9 @@ def duration(text: str) -> timedelta:
     except ValidationError as error:
         (detail,) = error.errors()
         form = f"is no duration: write it as 30d, 48h, 15m, 90s or in ISO 8601, {format_duration(LONGEST)} at most"
-        raise ConfigurationError(f"{text!r} {detail['ctx']['error'] if detail['type'] == OWN_ERROR else form}") from None
+        raise ConfigurationError(
+            f"{text!r} {detail['ctx']['error'] if detail['type'] == OWN_ERROR else form}"
+        ) from None
     return understood
 
 

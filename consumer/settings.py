@@ -304,7 +304,7 @@ def _unknown_names() -> list[str]:
 
 
 def _names_of_secrets(directory: str) -> list[str]:
-    """The files of a directory that are called as settings; none if no directory is given.
+    """The files of a directory, all of which are read, whatever they are called; none if no directory is given.
 
     Raises `ConfigurationError` naming one that cannot be read.
     """
@@ -314,13 +314,13 @@ def _names_of_secrets(directory: str) -> list[str]:
         raise ConfigurationError(f"{SECRETS_DIR}={directory}: should be a directory that is there")
     path = Path(directory)
     try:
-        files = [path for path in path.iterdir() if path.is_file() and path.name.upper().startswith(PREFIX)]
+        files = [path for path in path.iterdir() if path.is_file()]
         for path in files:
             path.read_text("utf-8")
     except OSError as error:
         raise ConfigurationError(f"{SECRETS_DIR}: {path} cannot be read by this user: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{SECRETS_DIR}: {path} should be text in UTF-8") from error
+        raise ConfigurationError(f"{SECRETS_DIR}: {path} should be text in UTF-8, or lie elsewhere") from error
     return [path.name for path in files]
 
 

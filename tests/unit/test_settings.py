@@ -108,20 +108,13 @@ def test_a_secret_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, 
         load()
 
 
-def test_a_secret_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "CONSUMER_KAFKA__SASL_PASSWORD").write_bytes(b"\xff\xfe")
+@pytest.mark.parametrize("name", ["CONSUMER_KAFKA__SASL_PASSWORD", "truststore.p12"])
+def test_a_file_of_secrets_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xfe")
     monkeypatch.setenv("CONSUMER_SECRETS_DIR", str(tmp_path))
 
-    with pytest.raises(ConfigurationError, match=r"CONSUMER_KAFKA__SASL_PASSWORD should be text in UTF-8"):
+    with pytest.raises(ConfigurationError, match=f"{name} should be text in UTF-8, or lie elsewhere"):
         load()
-
-
-def test_a_file_beside_the_secrets_may_be_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "truststore.p12").write_bytes(b"\xff\xfe")
-    (tmp_path / "CONSUMER_KAFKA__GROUP_ID").write_text("of-a-file")
-    monkeypatch.setenv("CONSUMER_SECRETS_DIR", str(tmp_path))
-
-    assert load().kafka.group_id == "of-a-file"
 
 
 def test_a_group_of_settings_is_none_itself(monkeypatch: pytest.MonkeyPatch) -> None:
