@@ -32,6 +32,10 @@ SHORT_POLICY = PolicySettings.model_validate(
     }
 )
 """Deadlines of seconds, so that they pass while a test looks on."""
+SHORT_POLICY_VARIABLES = {
+    f"CONSUMER_POLICY__{name}".upper(): str(value) for name, value in SHORT_POLICY.model_dump(mode="json").items()
+}
+"""The same for a process, in ISO 8601."""
 
 
 @dataclass(frozen=True, slots=True)

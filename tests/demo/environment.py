@@ -19,7 +19,7 @@ from tests.stack.broker import delete
 from tests.stack.database import APPLIED, execute, migrate, new_database
 from tests.stack.replica import Replica
 from tests.stack.services import Services
-from tests.traffic import SHORT_POLICY
+from tests.traffic import SHORT_POLICY_VARIABLES
 
 PARTITIONS = 4
 REPLICAS = 2
@@ -70,8 +70,7 @@ class Environment:
 
 def settings_of(kafka: KafkaSettings, database: str) -> dict[str, str]:
     """The environment of replicas, tickers and relays, under the policy of the tests."""
-    policy = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT_POLICY}
-    return policy | {
+    return SHORT_POLICY_VARIABLES | {
         "CONSUMER_DATABASE__URL": database,
         "CONSUMER_DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": str(kafka.session_timeout_seconds / 2),
         "CONSUMER_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,

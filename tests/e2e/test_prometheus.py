@@ -21,10 +21,9 @@ from tests.stack.broker import delete, read_all
 from tests.stack.prometheus import Prometheus
 from tests.stack.replica import Replica
 from tests.stack.services import Services
-from tests.traffic import SHORT_POLICY
+from tests.traffic import SHORT_POLICY, SHORT_POLICY_VARIABLES
 
 pytestmark = pytest.mark.needs("prometheus")
-POLICY = {f"CONSUMER_POLICY__{name}".upper(): str(value.total_seconds()) for name, value in SHORT_POLICY}
 HOT = [f"hot-{number}" for number in range(4)]
 CONFLICTS = 20
 CONFLICT_RATE = "operation:conversation_write_conflicts:ratio_rate5m"
@@ -35,7 +34,7 @@ Asked = Callable[[], Awaitable[bool]]
 
 @pytest.fixture
 async def replicas(group: Group) -> list[Replica]:
-    return [await group.replica(**POLICY), await group.replica(**POLICY)]
+    return [await group.replica(**SHORT_POLICY_VARIABLES) for _ in range(2)]
 
 
 @pytest.fixture

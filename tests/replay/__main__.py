@@ -17,7 +17,7 @@ from tests.replay.stored_traffic import rows, store_traffic
 from tests.stack.database import migrate, new_database
 from tests.stack.process import say
 from tests.stack.services import services
-from tests.traffic import SHORT_POLICY
+from tests.traffic import SHORT_POLICY, SHORT_POLICY_VARIABLES
 
 COMMANDS = ("what-if --from 1d --policy pending_ttl=2s", "report conversations --from 1d", "report races --from 1d")
 
@@ -48,10 +48,7 @@ async def _run(server: str, events: int, seed: int) -> None:
 async def _run_command(command: str, database: str) -> None:
     """As typed, with its time and the most memory that any of them has taken so far."""
     started = time.monotonic()
-    policy = {
-        f"CONSUMER_POLICY__{name}".upper(): str(value) for name, value in SHORT_POLICY.model_dump(mode="json").items()
-    }
-    environment = {**os.environ, **policy, "CONSUMER_DATABASE__URL": database}
+    environment = {**os.environ, **SHORT_POLICY_VARIABLES, "CONSUMER_DATABASE__URL": database}
     say(f"$ conversation-consumer {command}")
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "consumer", *command.split(), env=environment)
     assert await process.wait() == 0, command
