@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 import asyncpg
 from pydantic import SecretStr
@@ -18,7 +17,7 @@ from consumer.settings import DatabaseSettings
 from tests.benchmarks.arena import Arena, Log, fetch
 from tests.benchmarks.ours import Run, apply_all, passed, replicas, resident_bytes
 from tests.demo.writers import apply_until_written
-from tests.stack.database import APPLIED, execute
+from tests.stack.database import APPLIED, execute, set_for_database
 
 DORMANT = """
     INSERT INTO conversation (conversation_id, version, session, status, opened_at, accepted_at, accepted_by,
@@ -67,7 +66,7 @@ async def on_a_grown_table(arena: Arena, log: Log, template: str, setting: str |
     """The talk of `log` on a copy of it, whose connections have this setting of the server's, as `name=value`."""
     async with arena.database(template) as database:
         if setting:
-            await execute(database, f"ALTER DATABASE {urlsplit(database).path[1:]} SET {setting}")
+            await set_for_database(database, setting)
         return await applied_to(arena, log, database)
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from statistics import quantiles
-from urllib.parse import urlsplit
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -26,7 +25,7 @@ from tests.benchmarks.ours import Usage, busy_seconds, passed, replicas, saves, 
 from tests.benchmarks.report import table
 from tests.benchmarks.sender import READY, Errand, Sent
 from tests.benchmarks.workload import PACE, Workload
-from tests.stack.database import APPLIED, connected, execute
+from tests.stack.database import APPLIED, connected, set_for_database
 from tests.stack.process import DevstackError
 from tests.stack.replica import Replica
 
@@ -129,7 +128,7 @@ async def measure_latency(arena: Arena, pace: Pace, seconds: float, *module: str
     workload = Workload(CONVERSATIONS, round(pace.per_second * (WARM_UP_SECONDS + seconds)))
     configs = {"message.timestamp.type": "LogAppendTime"}
     async with arena.topic(configs, pace.partitions) as kafka, arena.database() as database:
-        await execute(database, f"ALTER DATABASE {urlsplit(database).path[1:]} SET track_wal_io_timing = on")
+        await set_for_database(database, "track_wal_io_timing=on")
         starting = datetime.now(UTC) - workload.total * PACE
         await fill(kafka, islice(workload.all(starting), workload.opening))
         before = await _flushes(database)

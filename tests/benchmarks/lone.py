@@ -4,8 +4,10 @@ Then what takes the CPU of such a replica.
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -18,6 +20,7 @@ from tests.benchmarks.worker_in_memory import log_of, work_off
 from tests.benchmarks.workload import Workload
 from tests.stack.services import Services
 
+T = TypeVar("T")
 CONVERSATIONS = 2500
 EVENTS = 3000
 AT_A_TIME = (1, 5)
@@ -34,7 +37,7 @@ async def print_parts(console: Console, services: Services) -> None:
         show_table(console, title, parts_table(parts.batches, LARGEST))
     async with open_arena(services) as arena:
         try:
-            parts, latency = await at_a_steady_pace(arena)
+            parts, latency = await at_a_steady_pace(arena, "tests.benchmarks.parts", load)
         except NotMeasurableError as error:
             console.print(f"at a steady pace: {error}")
         else:
@@ -44,11 +47,8 @@ async def print_parts(console: Console, services: Services) -> None:
 
 
 async def print_cpu(console: Console, arena: Arena) -> None:
-    """What takes the CPU of one replica, a process of its own, on a real Kafka. Raises `NotMeasurableError`."""
-    with TemporaryDirectory() as directory:
-        file = Path(directory, "cpu.json")
-        latency = await measure_latency(arena, PACE, SECONDS, "tests.benchmarks.cpu", str(file))
-        samples = await asyncio.to_thread(cpu.load, file)
+    """What takes the CPU of a replica. Raises `NotMeasurableError`."""
+    samples, latency = await at_a_steady_pace(arena, "tests.benchmarks.cpu", cpu.load)
     microseconds, *_ = latency.cost.cpu.microseconds(latency.cost.events)
     title = f"CPU of a replica, {latency.summary}"
     show_table(console, title, cpu.cpu_table(samples, microseconds))
@@ -62,9 +62,12 @@ async def with_records_at_hand(server: str, at_a_time: int) -> Parts:
     return parts
 
 
-async def at_a_steady_pace(arena: Arena) -> tuple[Parts, Latency]:
-    """One replica, a process of its own, on a real Kafka. Raises `NotMeasurableError`."""
+async def at_a_steady_pace(arena: Arena, module: str, read: Callable[[Path], T]) -> tuple[T, Latency]:
+    """One replica, a process of its own, on a real Kafka, and what is read of the file that `module` writes.
+
+    Raises `NotMeasurableError`.
+    """
     with TemporaryDirectory() as directory:
-        file = Path(directory, "parts.json")
-        latency = await measure_latency(arena, PACE, SECONDS, "tests.benchmarks.parts", str(file))
-        return await asyncio.to_thread(load, file), latency
+        file = Path(directory, "found.json")
+        latency = await measure_latency(arena, PACE, SECONDS, module, str(file))
+        return await asyncio.to_thread(read, file), latency

@@ -94,6 +94,11 @@ async def execute(url: str, sql: str) -> None:
         await connection.close()
 
 
+async def set_for_database(url: str, setting: str) -> None:
+    """Gives its next connections a setting of the server's, as `name=value`."""
+    await execute(url, f"ALTER DATABASE {urlsplit(url).path[1:]} SET {setting}")
+
+
 def no_answer(url: str, error: OSError) -> DevstackError:
     """Without the user and the password of the URL."""
     address = urlsplit(url).netloc.rpartition("@")[2]

@@ -41,6 +41,11 @@ class Subject:
         self.batch.lose([(fold(Conversation("c-1"), [EVENT], (), Policy(), NOW), reason)])
         await self.rows.report(self.batch, GOOD)
 
+    async def wait_for_long(self) -> None:
+        """Until its next lost race is one too long."""
+        await self.lose("lock")
+        await asyncio.sleep(LOCKED_SECONDS + 1)
+
     @property
     def blocked(self) -> float:
         return counted(self.metrics, "conversation_blocked_conversations")
@@ -59,8 +64,7 @@ async def test_a_row_that_is_held_for_a_moment_is_nobodys_business() -> None:
 async def test_who_holds_a_row_for_long_is_asked_for_once_and_named_until_it_is_free() -> None:
     subject = Subject()
 
-    await subject.lose("lock")
-    await asyncio.sleep(LOCKED_SECONDS + 1)
+    await subject.wait_for_long()
     await subject.lose("lock")
     await subject.lose("lock")
     named, blocked = dict(subject.health.blocked), subject.blocked
@@ -73,8 +77,7 @@ async def test_who_holds_a_row_for_long_is_asked_for_once_and_named_until_it_is_
 async def test_the_log_names_the_row_and_who_holds_it() -> None:
     subject = Subject()
 
-    await subject.lose("lock")
-    await asyncio.sleep(LOCKED_SECONDS + 1)
+    await subject.wait_for_long()
     with capture_logs() as lines:
         await subject.lose("lock")
 
@@ -85,8 +88,7 @@ async def test_the_log_names_the_row_and_who_holds_it() -> None:
 async def test_a_row_that_is_lost_to_another_version_is_free() -> None:
     subject = Subject()
 
-    await subject.lose("lock")
-    await asyncio.sleep(LOCKED_SECONDS + 1)
+    await subject.wait_for_long()
     await subject.lose("lock")
     await subject.lose("version")
 
@@ -121,8 +123,7 @@ async def test_nobody_is_blamed_where_nobody_holds_the_row_any_more() -> None:
     subject = Subject()
     subject.holder = None
 
-    await subject.lose("lock")
-    await asyncio.sleep(LOCKED_SECONDS + 1)
+    await subject.wait_for_long()
     await subject.lose("lock")
 
     assert (subject.blocked, subject.health.blocked) == (1, {})
